@@ -1,0 +1,1 @@
+"""The robot side: tasks, client, guard, control loop, recorder."""
