@@ -1,0 +1,107 @@
+// The last minute of one robot, one array per quantity, ready to be drawn.
+
+export const WINDOW_S = 60;
+const MAX_ROWS = 12000;
+const MILLISECONDS_FLOOR = 0.001; // a logarithmic axis has no zero
+const SEVERITY = { NOMINAL: 0, UNKNOWN: 1, HOLD: 2, STOP: 3 };
+const VECTORS = ["return_quantiles", "gradient_mean", "gradient_std", "gradient_sign_agreement"];
+const SCALARS = ["return_mean", "return_std", "return_cvar", "gradient_resultant_length"];
+const TIMES = ["round_trip_ms", "inference_ms", "queue_ms"];
+
+export function guardState(name) {
+  return name in SEVERITY ? name : "UNKNOWN";
+}
+
+export function moreSevere(a, b) {
+  return SEVERITY[a] >= SEVERITY[b] ? a : b;
+}
+
+function finite(value) {
+  return Number.isFinite(value) ? value : null;
+}
+
+export class History {
+  #columns = new Map();
+  #gapS;
+  #lastTick = -1;
+  #period = null;
+
+  // controlPeriodS: a pause of many periods is drawn as a gap, not bridged by a line.
+  constructor(controlPeriodS) {
+    this.#period = controlPeriodS;
+    this.#gapS = Math.max(0.5, 10 * (controlPeriodS ?? 0));
+    for (const name of ["t", "guard", ...SCALARS, ...TIMES]) this.#columns.set(name, []);
+    this.sizes = null;
+    this.ticks = 0;
+  }
+
+  get length() { return this.#columns.get("t").length; }
+  get end() { return this.#columns.get("t").at(-1) ?? 0; }
+  get controlPeriodMs() { return this.#period ? 1000 * this.#period : null; }
+
+  // Seconds shown: grows in steps while the session is young, so that a new robot does not start with an empty chart.
+  get span() {
+    const covered = this.end - (this.#columns.get("t")[0] ?? 0);
+    return [10, 20, 30].find((seconds) => covered <= seconds) ?? WINDOW_S;
+  }
+
+  column(name) { return this.#columns.get(name); }
+  last(name) { return this.#columns.get(name)?.at(-1) ?? null; }
+
+  // Adds the samples that are new. Returns how many, or -1 when their vector lengths differ from those before.
+  append(samples) {
+    let added = 0;
+    for (const sample of samples) {
+      if (!(sample.tick > this.#lastTick) || !Number.isFinite(sample.t)) continue;
+      if (!this.#fits(sample)) return -1;
+      const times = this.#columns.get("t");
+      if (times.length && sample.t <= times.at(-1)) continue; // charts need increasing time
+      if (times.length && sample.t - times.at(-1) > this.#gapS) this.#pushGap((sample.t + times.at(-1)) / 2);
+      this.#push(sample);
+      this.#lastTick = sample.tick;
+      added += 1;
+    }
+    if (added) this.#trim();
+    this.ticks += added;
+    return added;
+  }
+
+  #fits(sample) {
+    const sizes = VECTORS.map((name) => sample[name]?.length ?? 0);
+    if (sizes.every((size) => size === 0)) return true; // a robot that asks for the action alone
+    if (this.sizes) return VECTORS.every((name, i) => this.sizes[name] === sizes[i]);
+    this.sizes = Object.fromEntries(VECTORS.map((name, i) => [name, sizes[i]]));
+    const names = VECTORS.flatMap((name, i) => Array.from({ length: sizes[i] }, (_, k) => `${name}.${k}`));
+    for (let k = 0; k < this.sizes.gradient_mean; k++) names.push(`gradient_low.${k}`, `gradient_high.${k}`);
+    names.push("gradient_sign_agreement.least");
+    for (const name of names) this.#columns.set(name, new Array(this.length).fill(null));
+    return true;
+  }
+
+  #push(sample) {
+    const row = new Map([["t", sample.t], ["guard", guardState(sample.guard)]]);
+    for (const name of SCALARS) row.set(name, finite(sample[name]));
+    for (const name of TIMES) row.set(name, finite(sample[name]) === null ? null : Math.max(MILLISECONDS_FLOOR, sample[name]));
+    if (sample.round_trip_ms === 0) row.set("round_trip_ms", null); // nothing measured yet
+    for (const name of VECTORS) (sample[name] ?? []).forEach((value, k) => row.set(`${name}.${k}`, finite(value)));
+    (sample.gradient_mean ?? []).forEach((mean, k) => {
+      const std = finite(sample.gradient_std?.[k]);
+      row.set(`gradient_low.${k}`, std === null ? null : finite(mean - std));
+      row.set(`gradient_high.${k}`, std === null ? null : finite(mean + std));
+    });
+    if (sample.gradient_sign_agreement?.length) row.set("gradient_sign_agreement.least", finite(Math.min(...sample.gradient_sign_agreement)));
+    for (const [name, column] of this.#columns) column.push(row.get(name) ?? null);
+  }
+
+  #pushGap(t) {
+    for (const [name, column] of this.#columns) column.push(name === "t" ? t : null);
+  }
+
+  #trim() {
+    const times = this.#columns.get("t");
+    const oldest = this.end - WINDOW_S;
+    let surplus = Math.max(0, times.length - MAX_ROWS);
+    while (times[surplus] < oldest) surplus += 1;
+    if (surplus) for (const column of this.#columns.values()) column.splice(0, surplus);
+  }
+}

@@ -1,0 +1,171 @@
+// One robot: state, key figures, guard timeline and, when opened, its charts.
+
+import { createCharts, worstShare } from "./charts.js";
+import { duration, milliseconds, number, percent, quantile, shortVersion } from "./format.js";
+import { drawGuardStrip, guardShares } from "./guard_strip.js";
+import { History, guardState } from "./history.js";
+
+const STALE_AFTER_S = 1;
+
+export class RobotCard {
+  #policy = null;
+  #robot = null;
+  #history = null;
+  #charts = [];
+  #lastSample = performance.now();
+  #changed = true;
+  #visible = true;
+  #observer;
+
+  // announce(text): tells people who cannot see the page; called when the guard changes.
+  constructor(session, open, announce) {
+    this.announce = announce;
+    this.element = document.getElementById("robot-card").content.firstElementChild.cloneNode(true);
+    this.element.dataset.session = session;
+    this.element.classList.toggle("open", open);
+    this.#field("toggle").addEventListener("click", () => this.#toggle());
+    this.#labelToggle();
+    this.#observer = new IntersectionObserver(([entry]) => {
+      this.#visible = entry.isIntersecting;
+      this.#changed = true;
+    });
+    this.#observer.observe(this.element);
+  }
+
+  get open() { return this.element.classList.contains("open"); }
+  get guard() { return this.#robot.connected ? guardState(this.#robot.guard) : "DISCONNECTED"; }
+
+  // robot: the server's account of the session; its samples are only those that are new, unless whole is true.
+  update(robot, policy, whole) {
+    const before = this.#robot ? this.guard : null;
+    this.#robot = robot;
+    if (!this.#history || whole || policy?.version !== this.#policy?.version) {
+      this.#policy = policy;
+      this.#startHistory();
+    }
+    let added = this.#history.append(robot.samples);
+    if (added < 0) {
+      this.#startHistory();
+      added = this.#history.append(robot.samples);
+    }
+    if (added > 0) this.#lastSample = performance.now();
+    this.#changed = true;
+    this.element.dataset.guard = guardState(robot.guard);
+    this.element.dataset.connected = String(robot.connected);
+    this.element.dataset.ticks = String(this.#history.ticks);
+    if (before !== null && before !== this.guard) {
+      this.announce(`${robot.robot}: ${this.guard}${robot.guard_reason && robot.connected ? `, ${robot.guard_reason}` : ""}`);
+    }
+  }
+
+  // linkLost: nothing can be said about this robot, because the server does not answer.
+  draw(linkLost) {
+    const silentS = (performance.now() - this.#lastSample) / 1000;
+    const stale = linkLost || !this.#robot.connected || silentS > Math.max(STALE_AFTER_S, 5 * (this.#policy?.control_period_s ?? 0));
+    this.element.classList.toggle("stale", stale);
+    this.#showFreshness(stale, silentS);
+    if (!this.#changed || !this.#visible) return;
+    this.#changed = false;
+    this.#showHeader();
+    this.#showTiles();
+    drawGuardStrip(this.#field("strip"), this.#history);
+    const shares = guardShares(this.#history);
+    this.#text("guard-shares", shares);
+    this.#field("strip").setAttribute("aria-label", `Guard states, ${shares}`);
+    if (this.open && this.#history.length) this.#drawCharts();
+  }
+
+  recolour() {
+    for (const chart of this.#charts) chart.reset();
+    this.#changed = true;
+  }
+
+  remove() {
+    this.#observer.disconnect();
+    this.#dropCharts();
+    this.element.remove();
+  }
+
+  #field(name) {
+    return this.element.querySelector(`[data-field="${name}"]`);
+  }
+
+  #text(name, text) {
+    const element = this.#field(name);
+    if (element.textContent !== text) element.textContent = text;
+  }
+
+  #startHistory() {
+    this.#dropCharts();
+    this.#history = new History(this.#policy?.control_period_s);
+  }
+
+  #toggle() {
+    this.element.classList.toggle("open");
+    if (!this.open) this.#dropCharts();
+    this.#labelToggle();
+    this.#changed = true;
+  }
+
+  #labelToggle() {
+    this.#field("charts").hidden = !this.open;
+    this.#field("toggle").setAttribute("aria-expanded", String(this.open));
+    this.#text("toggle", this.open ? "Hide charts" : "Show charts");
+  }
+
+  #drawCharts() {
+    const wanted = this.#history.sizes ? 4 : 1;
+    if (this.#charts.length !== wanted) {
+      this.#dropCharts();
+      this.#charts = createCharts(this.#field("charts"), this.#policy, this.#history);
+      for (const chart of this.#charts) chart.link(this.#charts);
+    }
+    for (const chart of this.#charts) chart.draw(this.#history);
+  }
+
+  #dropCharts() {
+    for (const chart of this.#charts) chart.destroy();
+    this.#charts = [];
+  }
+
+  #showFreshness(stale, silentS) {
+    const element = this.#field("freshness");
+    element.hidden = !stale || !this.#robot.connected;
+    if (!element.hidden) this.#text("freshness", `No new data for ${duration(silentS)}: what you see is old.`);
+  }
+
+  #showHeader() {
+    const robot = this.#robot;
+    const pill = this.#field("guard");
+    pill.dataset.state = this.guard;
+    this.#text("guard", this.guard);
+    this.#text("robot", robot.robot);
+    const toggle = this.#field("toggle");
+    toggle.setAttribute("aria-label", `${toggle.textContent} of ${robot.robot}`);
+    const environment = this.#policy ? ` · ${this.#policy.environment}` : "";
+    this.#text("policy", `${robot.policy} ${shortVersion(robot.policy_version)}${environment}`);
+    const uncalibrated = this.#field("uncalibrated");
+    uncalibrated.hidden = !this.#policy || this.#policy.calibrated;
+    uncalibrated.title = "The stated ranges have not been compared with real outcomes.";
+    const reason = this.#field("reason");
+    reason.hidden = !robot.connected || !robot.guard_reason || guardState(robot.guard) === "NOMINAL";
+    this.#text("reason", `Guard: ${robot.guard_reason}`);
+  }
+
+  #showTiles() {
+    const robot = this.#robot;
+    const history = this.#history;
+    this.#text("return", number(history.last("return_mean")));
+    this.#text("spread", history.last("return_std") === null ? "" : `± ${number(history.last("return_std"))} spread`);
+    this.#text("worst-label", `Worst ${worstShare(this.#policy)}`);
+    this.#text("worst", number(history.last("return_cvar")));
+    this.#text("agreement", number(history.last("gradient_resultant_length")));
+    const roundTrips = history.column("round_trip_ms");
+    this.#text("round-trip", milliseconds(quantile(roundTrips, 0.5)));
+    this.#text("round-trip-tail", `1 % above ${milliseconds(quantile(roundTrips, 0.99))}`);
+    this.#text("late", String(robot.late_ticks));
+    this.#text("late-share", robot.ticks ? `of ${robot.ticks} (${percent(robot.late_ticks / robot.ticks)})` : "");
+    this.#text("episode", String(robot.episode));
+    this.#text("episode-return", `reward so far ${number(robot.episode_return)}`);
+  }
+}
