@@ -26,7 +26,8 @@ def make_task(environment_id: str, *, perturbations: Sequence[str] = (), render_
     if ":" not in environment_id and name not in gymnasium.registry:
         raise TaskError(f"environment must be a registered Gymnasium id, got {environment_id!r}; {_suggestion(name)}")
     try:
-        env: Environment = gymnasium.make(environment_id, render_mode=render_mode)
+        rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+        env: Environment = gymnasium.make(environment_id, **rendering)
     except (gymnasium.error.Error, ImportError) as error:
         raise TaskError(f"environment {environment_id!r} cannot be built: {error}") from error
     try:
