@@ -7,3 +7,23 @@ class SimBridgeError(Exception):
 
 class TaskError(SimBridgeError, ValueError):
     """A task that does not exist, cannot be built, or is not flat continuous control."""
+
+
+class DriveConfigError(SimBridgeError, ValueError):
+    """A setting of the drive command is out of its range."""
+
+
+class ServerUnreachableError(SimBridgeError, ConnectionError):
+    """No policy server answered at the address in time."""
+
+
+class RequestRefusedError(SimBridgeError, ValueError):
+    """The policy server answered that it will not serve this request; the message is the server's own."""
+
+
+class ContractMismatchError(SimBridgeError, ValueError):
+    """Robot and policy disagree about names, order, units, limits or period."""
+
+
+class RecordError(SimBridgeError, ValueError):
+    """A record cannot be written or read."""
