@@ -90,6 +90,7 @@ function showFleet() {
   if (count("STOP")) parts.push(`${count("STOP")} on STOP`);
   byId("fleet").textContent = parts.join(" · ");
   const alarm = count("HOLD") + count("STOP") > 0;
+  byId("fleet").classList.toggle("alarm", alarm);
   document.title = `${alarm ? `(${parts.slice(1).join(", ")}) ` : ""}Policy server`;
 }
 

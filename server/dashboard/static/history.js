@@ -67,8 +67,8 @@ export class History {
   }
 
   #fits(sample) {
-    const sizes = VECTORS.map((name) => sample[name]?.length ?? 0);
-    if (sizes.every((size) => size === 0)) return true; // a robot that asks for the action alone
+    if (finite(sample.return_mean) === null) return true; // a robot that asks for the action alone
+    const sizes = VECTORS.map((name) => sample[name].length);
     if (this.sizes) return VECTORS.every((name, i) => this.sizes[name] === sizes[i]);
     this.sizes = Object.fromEntries(VECTORS.map((name, i) => [name, sizes[i]]));
     const names = VECTORS.flatMap((name, i) => Array.from({ length: sizes[i] }, (_, k) => `${name}.${k}`));
@@ -82,14 +82,15 @@ export class History {
     const row = new Map([["t", sample.t], ["guard", guardState(sample.guard)]]);
     for (const name of SCALARS) row.set(name, finite(sample[name]));
     for (const name of TIMES) row.set(name, finite(sample[name]) === null ? null : Math.max(MILLISECONDS_FLOOR, sample[name]));
-    if (sample.round_trip_ms === 0) row.set("round_trip_ms", null); // nothing measured yet
-    for (const name of VECTORS) (sample[name] ?? []).forEach((value, k) => row.set(`${name}.${k}`, finite(value)));
-    (sample.gradient_mean ?? []).forEach((mean, k) => {
-      const std = finite(sample.gradient_std?.[k]);
-      row.set(`gradient_low.${k}`, std === null ? null : finite(mean - std));
-      row.set(`gradient_high.${k}`, std === null ? null : finite(mean + std));
-    });
-    if (sample.gradient_sign_agreement?.length) row.set("gradient_sign_agreement.least", finite(Math.min(...sample.gradient_sign_agreement)));
+    if (sample.round_trip_ms === 0) row.set("round_trip_ms", null); // not measured yet
+    if (row.get("return_mean") !== null) {
+      for (const name of VECTORS) sample[name].forEach((value, k) => row.set(`${name}.${k}`, finite(value)));
+      sample.gradient_mean.forEach((mean, k) => {
+        row.set(`gradient_low.${k}`, finite(mean - sample.gradient_std[k]));
+        row.set(`gradient_high.${k}`, finite(mean + sample.gradient_std[k]));
+      });
+      row.set("gradient_sign_agreement.least", finite(Math.min(...sample.gradient_sign_agreement)));
+    }
     for (const [name, column] of this.#columns) column.push(row.get(name) ?? null);
   }
 

@@ -7,6 +7,13 @@ import { History, guardState } from "./history.js";
 
 const STALE_AFTER_S = 1;
 
+function lateShare({ ticks, late_ticks: late, rejected, superseded }) {
+  const parts = [late <= ticks && ticks ? `${percent(late / ticks)} of ${ticks} decisions` : `${ticks} decisions`];
+  if (rejected) parts.push(`${rejected} rejected`);
+  if (superseded) parts.push(`${superseded} superseded`);
+  return parts.join(" · ");
+}
+
 export class RobotCard {
   #policy = null;
   #robot = null;
@@ -68,6 +75,7 @@ export class RobotCard {
     this.#changed = false;
     this.#showHeader();
     this.#showTiles();
+    this.#field("action-alone").hidden = !this.open || !this.#history.length || this.#history.sizes !== null;
     drawGuardStrip(this.#field("strip"), this.#history);
     const shares = guardShares(this.#history);
     this.#text("guard-shares", shares);
@@ -164,7 +172,7 @@ export class RobotCard {
     this.#text("round-trip", milliseconds(quantile(roundTrips, 0.5)));
     this.#text("round-trip-tail", `1 % above ${milliseconds(quantile(roundTrips, 0.99))}`);
     this.#text("late", String(robot.late_ticks));
-    this.#text("late-share", robot.ticks ? `of ${robot.ticks} (${percent(robot.late_ticks / robot.ticks)})` : "");
+    this.#text("late-share", lateShare(robot));
     this.#text("episode", String(robot.episode));
     this.#text("episode-return", `reward so far ${number(robot.episode_return)}`);
   }
