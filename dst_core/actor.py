@@ -1,0 +1,44 @@
+"""The deterministic actor a = pi(s) and what it climbs: a functional of the sampled returns."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dst_core.networks import ActionScale, Standardiser, mlp
+
+Risk = Literal["mean", "cvar", "mean-std"]
+
+
+class Actor(nn.Module):
+    """Policy with normalisation, squashing and scaling inside: observation (..., S) to action (..., A) within its limits."""
+
+    def __init__(self, *, observation: Standardiser, action: ActionScale, hidden: int) -> None:
+        super().__init__()
+        self.observation = observation
+        self.action = action
+        self.layers = mlp(observation.mean.shape[0], (hidden, hidden), action.center.shape[0])
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """The action in the user's units."""
+        return self.action.from_unit(torch.tanh(self.layers(self.observation.standardise(observation))))
+
+
+def objective(returns: Tensor, *, risk: Risk, risk_level: float) -> Tensor:
+    """What the actor maximises, from return samples (..., N) along the last axis.
+
+    Args:
+        returns: reparameterised return samples.
+        risk: `mean`; `cvar`, the mean of the worst `risk_level` share (Rockafellar and Uryasev, 2000); or `mean-std`, the mean less
+            `risk_level` standard deviations.
+        risk_level: share in (0, 1] for `cvar`, weight for `mean-std`; unused for `mean`.
+
+    Returns:
+        (...,): in units of reward.
+    """
+    if risk == "mean":
+        return returns.mean(-1)
+    if risk == "cvar":
+        worst = max(1, round(risk_level * returns.shape[-1]))
+        return returns.topk(worst, dim=-1, largest=False).values.mean(-1)
+    return returns.mean(-1) - risk_level * returns.std(-1)

@@ -1,0 +1,105 @@
+"""The generative critic Z(s, a, xi): one return sample per noise vector, its gradients as closed matrix products.
+
+The noise enters at the second hidden layer (method: "structure that pays"):
+
+    u   = W2 act(W1 [s; a] + b1) + b2          once per (s, a)
+    z_i = w3 act(u + Wxi xi_i) + b3            once per sample
+
+so the trunk runs once per (s, a), and the input gradient of every sample is two matrix products behind it. E critics are one batched
+network.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dst_core.networks import ActionScale, EnsembleLinear, Standardiser
+
+
+class JointSamples(NamedTuple):
+    """Samples of the return with its own gradients; sample i of each belongs together."""
+
+    returns: Tensor
+    """(E, B, N) in units of reward."""
+    action_gradient: Tensor
+    """(E, B, N, A) in reward per action unit."""
+    observation_gradient: Tensor
+    """(E, B, N, S) in reward per observation unit."""
+
+
+class GenerativeCritic(nn.Module):
+    """E critics whose samples are reparameterised: differentiable in observation and action along fixed noise."""
+
+    return_scale: Tensor
+
+    def __init__(
+        self, *, observation: Standardiser, action: ActionScale, hidden: int, noise_size: int, members: int
+    ) -> None:
+        super().__init__()
+        self.observation = observation
+        self.action = action
+        self.noise_size = noise_size
+        self.members = members
+        self.observation_size = observation.mean.shape[0]
+        inputs = self.observation_size + action.center.shape[0]
+        self.trunk_in = EnsembleLinear(members, inputs, hidden)
+        self.trunk_out = EnsembleLinear(members, hidden, hidden)
+        self.noise_in = nn.Parameter(torch.randn(members, noise_size, hidden) * noise_size**-0.5)
+        self.head = EnsembleLinear(members, hidden, 1)
+        self.register_buffer("return_scale", torch.ones(()))
+
+    def draw_noise(self, batch: int, samples: int, generator: torch.Generator | None = None) -> Tensor:
+        """Fresh noise, (E, B, N, noise)."""
+        device, dtype = self.noise_in.device, self.noise_in.dtype
+        shape = (self.members, batch, samples, self.noise_size)
+        return torch.randn(shape, generator=generator, device=device, dtype=dtype)
+
+    def forward(self, observation: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+        """Return samples alone; see `joint` for arguments.
+
+        Returns:
+            (E, B, N) in units of reward.
+        """
+        _, second = self._hidden(observation, action, noise)
+        return self._returns(nn.functional.silu(second))
+
+    def joint(self, observation: Tensor, action: Tensor, noise: Tensor) -> JointSamples:
+        """Return samples and their gradients with respect to action and observation.
+
+        Args:
+            observation: (B, S), or (E, B, S) where each critic sees its own.
+            action: (B, A) or (E, B, A), in the user's units.
+            noise: (E, B or 1, N, noise); one row is shared by the whole batch.
+        """
+        first, second = self._hidden(observation, action, noise)
+        gate = torch.sigmoid(second)
+        activated = second * gate
+        slope_second = gate * (1 + second * (1 - gate)) * self.head.weight[:, None].transpose(-1, -2)
+        through_trunk = slope_second.flatten(1, 2) @ self.trunk_out.weight.transpose(-1, -2)
+        slope_first = through_trunk.view_as(slope_second) * _silu_slope(first)[:, :, None]
+        into_inputs = slope_first.flatten(1, 2) @ self.trunk_in.weight.transpose(-1, -2)
+        gradient = self.return_scale * into_inputs.view(*slope_second.shape[:3], -1)
+        by_observation, by_action = gradient.split([self.observation_size, gradient.shape[-1] - self.observation_size], -1)
+        return JointSamples(
+            returns=self._returns(activated),
+            action_gradient=by_action / self.action.half_range,
+            observation_gradient=by_observation / self.observation.std,
+        )
+
+    def _hidden(self, observation: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Pre-activations of the first, (E, B, H), and second layer, (E, B, N, H)."""
+        inputs = torch.cat([self.observation.standardise(observation), self.action.to_unit(action)], -1)
+        first = self.trunk_in(inputs)
+        trunk = self.trunk_out(nn.functional.silu(first))
+        shift = (noise.flatten(1, 2) @ self.noise_in).view(*noise.shape[:3], -1)
+        return first, trunk[:, :, None] + shift
+
+    def _returns(self, activated: Tensor) -> Tensor:
+        flat = self.head(activated.flatten(1, 2))
+        return self.return_scale * flat.view(activated.shape[:3])
+
+
+def _silu_slope(x: Tensor) -> Tensor:
+    gate = torch.sigmoid(x)
+    return gate * (1 + x * (1 - gate))

@@ -1,0 +1,91 @@
+"""One critic on its way to the fixed point of the Sobolev Bellman operator: target, loss, step, Polyak average."""
+
+import torch
+from torch import Tensor, nn
+
+from dst_core.actor import Actor
+from dst_core.critic import GenerativeCritic
+from dst_core.networks import polyak, target_of
+from dst_core.sobolev_loss import Distance, JointScale, sobolev_loss
+from dst_core.targets import sobolev_target, truncate
+from dst_core.world_model import StepModel, Transition
+
+
+class CriticLearner(nn.Module):
+    """The critics, their target network, the scale of the joint vector and the optimiser."""
+
+    def __init__(
+        self,
+        critic: GenerativeCritic,
+        *,
+        discount: float,
+        samples: int,
+        truncate: float,
+        blocks: tuple[str, ...],
+        distance: Distance,
+        bandwidth: float,
+        gradient_weight: float,
+        polyak: float,
+        learning_rate: float,
+        max_gradient_norm: float,
+    ) -> None:
+        super().__init__()
+        self.critic = critic
+        self.target_critic = target_of(critic)
+        sizes = {"action": critic.action.center.shape[0], "state": critic.observation_size}
+        self.scale = JointScale(1 + sum(sizes[block] for block in blocks)).to(critic.noise_in.device)
+        self.optimiser = torch.optim.Adam(critic.parameters(), lr=learning_rate)
+        self.discount = discount
+        self.samples = samples
+        self.truncate = truncate
+        self.blocks = blocks
+        self.distance: Distance = distance
+        self.bandwidth = bandwidth
+        self.gradient_weight = gradient_weight
+        self.polyak = polyak
+        self.max_gradient_norm = max_gradient_norm
+
+    def step(self, transition: Transition, *, model: StepModel, actor: Actor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Move both critics one step towards the target through the world model.
+
+        Args:
+            transition: replayed, B rows; reward and successor are imagined anew from its observation and action.
+            model: imagines the step.
+            actor: the target actor, whose return is learned.
+            generator: source of all noise.
+
+        Returns:
+            Scalars: `critic_loss` in standardised units, `target_mean` and `target_std` of the return in units of reward.
+        """
+        observation, action = transition.observation, transition.action
+        target = truncate(
+            sobolev_target(
+                observation,
+                action,
+                model=model,
+                actor=actor,
+                critic=self.target_critic,
+                discount=self.discount,
+                samples=self.samples,
+                blocks=self.blocks,
+                generator=generator,
+            ),
+            self.truncate,
+        )
+        self.scale.update(target)
+        loss = sobolev_loss(
+            self.critic.joint(observation, action, self.critic.draw_noise(len(observation), self.samples, generator)),
+            target,
+            std=self.scale.std,
+            gradient_weight=self.gradient_weight,
+            distance=self.distance,
+            bandwidth=self.bandwidth,
+            blocks=self.blocks,
+        )
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.critic.parameters(), self.max_gradient_norm)
+        self.optimiser.step()
+        polyak(self.target_critic, self.critic, self.polyak)
+        returns = target[..., 0]
+        return {"critic_loss": loss.detach(), "target_mean": returns.mean(), "target_std": returns.std(1).mean()}

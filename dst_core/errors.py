@@ -1,0 +1,9 @@
+"""What can go wrong between a user and the training core; every message names the cure."""
+
+
+class TrainingError(ValueError):
+    """A run cannot start, continue or be read."""
+
+
+class DivergedError(RuntimeError):
+    """A loss is no longer a finite number."""

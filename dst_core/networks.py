@@ -1,0 +1,117 @@
+"""Building blocks shared by actor, critic and world model: normalisation that travels with the network, and plain layers."""
+
+import copy
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Standardiser(nn.Module):
+    """Running mean, standard deviation and range of a vector, kept with the network that reads or writes it.
+
+    Mean and variance are exact over all rows seen (Chan, Golub and LeVeque, 1983).
+    """
+
+    mean: Tensor
+    std: Tensor
+    low: Tensor
+    high: Tensor
+    count: Tensor
+    squared_deviation: Tensor
+
+    def __init__(self, size: int, *, std_floor: float = 1e-3) -> None:
+        super().__init__()
+        self.std_floor = std_floor
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
+        self.register_buffer("low", torch.full((size,), torch.inf))
+        self.register_buffer("high", torch.full((size,), -torch.inf))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("squared_deviation", torch.zeros(size, dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, rows: Tensor) -> None:
+        """Take in rows, (B, size)."""
+        old_mean = self.mean.double()
+        added = rows.double()
+        total = self.count + len(added)
+        difference = added.mean(0) - old_mean
+        self.squared_deviation += (added - added.mean(0)).square().sum(0)
+        self.squared_deviation += difference.square() * self.count * len(added) / total
+        self.mean.copy_(old_mean + difference * len(added) / total)
+        self.std.copy_((self.squared_deviation / total).sqrt().clamp_min(self.std_floor))
+        self.count.copy_(total)
+        torch.minimum(self.low, rows.amin(0), out=self.low)
+        torch.maximum(self.high, rows.amax(0), out=self.high)
+
+    def standardise(self, x: Tensor) -> Tensor:
+        """From the user's units to zero mean and unit variance."""
+        return (x - self.mean) / self.std
+
+    def restore(self, x: Tensor) -> Tensor:
+        """From standardised back to the user's units."""
+        return x * self.std + self.mean
+
+    def clamp(self, x: Tensor) -> Tensor:
+        """Into the range of the rows seen; the identity before the first one."""
+        return x.clamp(torch.where(self.count > 0, self.low, -torch.inf), torch.where(self.count > 0, self.high, torch.inf))
+
+
+class ActionScale(nn.Module):
+    """Between the user's action limits and [-1, 1]."""
+
+    center: Tensor
+    half_range: Tensor
+
+    def __init__(self, low: Tensor, high: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("center", (high + low) / 2)
+        self.register_buffer("half_range", (high - low) / 2)
+
+    def to_unit(self, action: Tensor) -> Tensor:
+        """Action in the user's units, (..., A), to [-1, 1]."""
+        return (action - self.center) / self.half_range
+
+    def from_unit(self, unit: Tensor) -> Tensor:
+        """Action in [-1, 1], (..., A), to the user's units."""
+        return self.center + self.half_range * unit
+
+
+class EnsembleLinear(nn.Module):
+    """E independent affine maps applied as one batched matrix product: (E, ..., in) to (E, ..., out)."""
+
+    def __init__(self, members: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        bound = inputs**-0.5
+        self.weight = nn.Parameter(torch.empty(members, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(members, 1, outputs).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (E, R, in) rows, or (R, in) rows shared by all members, to (E, R, out)."""
+        if x.dim() == 2:
+            x = x.expand(len(self.weight), *x.shape)
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
+    """A perceptron with SiLU between its layers: smooth, since its input gradients are trained or followed."""
+    sizes = [inputs, *hidden]
+    layers: list[nn.Module] = []
+    for wide, narrow in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(wide, narrow), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
+
+
+def target_of(network: M) -> M:
+    """A copy to be moved by `polyak`: parameters of its own without gradients, buffers (scales, limits) shared with the original."""
+    return copy.deepcopy(network, {id(buffer): buffer for buffer in network.buffers()}).requires_grad_(False)
+
+
+@torch.no_grad()
+def polyak(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """Move the target's parameters by `rate` towards the source's."""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)

@@ -1,0 +1,80 @@
+"""What a person sees while a policy trains: a bar with return, losses and speed on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Self, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dst_core.config import TrainConfig
+from dst_core.evaluate import Evaluation
+
+T = TypeVar("T")
+
+
+class TrainingProgress:
+    """Progress of one run on standard output."""
+
+    def __init__(self, config: TrainConfig, *, start: int) -> None:
+        self.console = Console(soft_wrap=True)
+        self.updates = 0
+        self._since = time.monotonic()
+        self._return = "return -"
+        self._losses = "critic - model -"
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task(config.env, total=config.steps, completed=start, state="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    @property
+    def updates_per_s(self) -> float:
+        """Updates per second since the run was started or resumed."""
+        return self.updates / max(time.monotonic() - self._since, 1e-9)
+
+    def step(self, step: int) -> None:
+        """Show that this many environment steps are done."""
+        state = f"{self._return}  {self._losses}  {self.updates_per_s:.0f} updates/s"
+        self._bar.update(self._task, completed=step, state=state)
+
+    def episode_return(self, value: float) -> None:
+        """Show the return of the latest episode with exploration."""
+        self._return = f"return {value:.1f}"
+
+    def losses(self, critic: float, model: float) -> None:
+        """Show the latest losses of critics and world model."""
+        self._losses = f"critic {critic:.4f} model {model:.2f}"
+
+    def evaluation(self, step: int, result: Evaluation) -> None:
+        """Leave a line about an evaluation."""
+        summary = result.summary()
+        self.say(
+            f"step {step:>7}  evaluation return {summary['return_mean']:.1f} ± {summary['return_std']:.1f} "
+            f"over {len(result.seeds)} episodes (worst {summary['return_min']:.1f}), {self.updates_per_s:.0f} updates/s"
+        )
+
+    def say(self, line: str) -> None:
+        """Leave a line above the bar."""
+        self.console.print(line, markup=False, highlight=False)
+
+    def track_forecast(self, items: Iterable[T], total: int) -> Iterator[T]:
+        """Show the fit of the evaluation critic."""
+        self.say("fitting the evaluation critic to the finished actor")
+        task = self._bar.add_task("evaluation critic", total=total, state="")
+        for item in items:
+            yield item
+            self._bar.advance(task)

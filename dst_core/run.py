@@ -1,0 +1,153 @@
+"""A training run in memory: task, agent, replay and random sources, and how they are kept on disk."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dst_core.agent import Agent
+from dst_core.checkpoint import load_checkpoint, load_optimiser, optimiser_tensors, save_checkpoint
+from dst_core.config import TrainConfig
+from dst_core.critic import GenerativeCritic
+from dst_core.errors import TrainingError
+from dst_core.replay import Replay
+from sim_bridge.tasks import TaskContract, describe_task, make_task
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device of `--device auto|cpu|cuda`.
+
+    Raises:
+        TrainingError: if CUDA is demanded and missing.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("--device cuda needs a CUDA GPU and a CUDA build of torch, none was found; use --device auto or cpu")
+    return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def seeded_construction(seed: int, device: torch.device) -> Iterator[None]:
+    """Networks built inside start from this seed and live on this device; torch's own random state is left as it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), device:
+        torch.manual_seed(seed)
+        yield
+
+
+@dataclass(kw_only=True)
+class Run:
+    """Everything a checkpoint holds."""
+
+    config: TrainConfig
+    contract: TaskContract
+    agent: Agent
+    replay: Replay
+    generator: torch.Generator
+    """Noise of updates and replay sampling, on the training device."""
+    exploration: np.random.Generator
+    """Noise of exploration and warm-up actions."""
+    forecast: GenerativeCritic
+    """The evaluation critic; meaningful once `progress['forecast']` is true."""
+    progress: dict[str, Any]
+
+    @classmethod
+    def start(cls, config: TrainConfig, device: torch.device) -> "Run":
+        """A fresh run.
+
+        Raises:
+            TaskError: if the task is unknown or does not fit.
+        """
+        env = make_task(config.env, perturbations=config.perturb)
+        contract = describe_task(env)
+        env.close()
+        low = torch.tensor([channel.low for channel in contract.action], device=device)
+        high = torch.tensor([channel.high for channel in contract.action], device=device)
+        observation_size = len(contract.observation)
+        with seeded_construction(config.seed, device):
+            agent = Agent(config.agent, action_low=low, action_high=high, observation_size=observation_size)
+            forecast = GenerativeCritic(
+                observation=agent.observation,
+                action=agent.action,
+                hidden=config.agent.hidden,
+                noise_size=config.agent.noise_size,
+                members=agent.critics.critic.members,
+            )
+        return cls(
+            config=config,
+            contract=contract,
+            agent=agent,
+            replay=Replay(
+                capacity=min(config.replay, config.steps),
+                observation_size=observation_size,
+                action_size=len(contract.action),
+                device=device,
+            ),
+            generator=torch.Generator(device).manual_seed(config.seed),
+            exploration=np.random.default_rng([config.seed, 1]),
+            forecast=forecast,
+            progress={"step": 0, "episodes": 0, "warmup": {"rewards": [], "ends": []}, "evaluations": [], "forecast": False},
+        )
+
+    def save(self, directory: Path) -> None:
+        """Write the checkpoint."""
+        tensors = {f"agent.{name}": value for name, value in self.agent.state_dict().items()}
+        tensors |= {f"forecast.{name}": value for name, value in self.forecast.state_dict().items()}
+        tensors |= {f"replay.{name}": value for name, value in self.replay.state().items()}
+        for name, optimiser in self._optimisers().items():
+            tensors |= optimiser_tensors(optimiser, name)
+        tensors["generator"] = self.generator.get_state()
+        progress = {
+            **self.progress,
+            "updates": self.agent.updates,
+            "exploration": self.exploration.bit_generator.state,
+            "config": self.config.to_json(),
+        }
+        save_checkpoint(directory, tensors, progress)
+
+    def restore(self, directory: Path) -> None:
+        """Take over a checkpoint of the same task and configuration.
+
+        Raises:
+            TrainingError: if the checkpoint is damaged or belongs to another task or configuration.
+        """
+        device = self.replay.device
+        tensors, progress = load_checkpoint(directory, device)
+        _require_same_run(directory, progress.pop("config"), self.config.to_json())
+        try:
+            self.agent.load_state_dict(_below(tensors, "agent"))
+            self.forecast.load_state_dict(_below(tensors, "forecast"))
+            self.replay.load_state(_below(tensors, "replay"))
+        except (RuntimeError, KeyError) as error:
+            raise TrainingError(f"the checkpoint in {directory} does not fit this task: {error}; train again into another --out") from error
+        for name, optimiser in self._optimisers().items():
+            load_optimiser(optimiser, name, tensors)
+        self.generator.set_state(tensors["generator"].cpu())
+        self.agent.updates = progress.pop("updates")
+        self.exploration.bit_generator.state = progress.pop("exploration")
+        self.progress = progress
+
+    def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        return {
+            "optimiser.actor": self.agent.actor_optimiser,
+            "optimiser.model": self.agent.model_optimiser,
+            "optimiser.critic": self.agent.critics.optimiser,
+        }
+
+
+def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix + "."): value for name, value in tensors.items() if name.startswith(prefix + ".")}
+
+
+def _require_same_run(directory: Path, kept: dict[str, Any], asked: dict[str, Any]) -> None:
+    different = [name for name in asked if name != "steps" and kept.get(name) != asked[name]]
+    if different:
+        lines = "; ".join(f"{name} was {kept.get(name)}, now {asked[name]}" for name in different)
+        raise TrainingError(
+            f"the checkpoint in {directory} is of another run: {lines}. Repeat the call it was started with, or choose another --out"
+        )
+    if kept["steps"] > asked["steps"]:
+        raise TrainingError(f"the run in {directory} was asked for {kept['steps']} steps; --steps {asked['steps']} would shorten it")

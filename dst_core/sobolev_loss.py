@@ -1,0 +1,65 @@
+"""The critic's loss: distance between predicted and target laws of the joint vector, with comparable scales for its columns."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dst_core.critic import JointSamples
+from dst_core.mmd import max_sliced_mmd2, mmd2
+
+Distance = Literal["mmd", "max-sliced-mmd"]
+
+
+class JointScale(nn.Module):
+    """Running standard deviation of each column of the target, so that return and gradients weigh alike in the distance."""
+
+    std: Tensor
+    updates: Tensor
+
+    def __init__(self, columns: int, *, rate: float = 0.01, floor: float = 1e-6) -> None:
+        super().__init__()
+        self.rate = rate
+        self.floor = floor
+        self.register_buffer("std", torch.ones(columns))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, target: Tensor) -> None:
+        """Take in target samples, (B, K, D). The first ones count in full, later ones at `rate`."""
+        self.updates += 1
+        rate = (1.0 / self.updates).clamp_min(self.rate)
+        self.std.lerp_(target.flatten(0, 1).std(0), rate.to(self.std.dtype)).clamp_(min=self.floor)
+
+
+def sobolev_loss(
+    predicted: JointSamples,
+    target: Tensor,
+    *,
+    std: Tensor,
+    gradient_weight: float,
+    distance: Distance,
+    bandwidth: float,
+    blocks: tuple[str, ...] = ("action",),
+) -> Tensor:
+    """Distance of each critic's joint law to the target's, averaged over the batch and summed over the critics.
+
+    Args:
+        predicted: E critics' samples with their own gradients.
+        target: (B, K, D), detached; columns as `sobolev_target` gives them for the same blocks.
+        std: (D,) scale of each column, in the user's units.
+        gradient_weight: weight of the gradient columns against the return, in standardised units.
+        distance: plain or max-sliced squared MMD.
+        bandwidth: of the kernel, in inverse standardised units.
+        blocks: gradients that take part.
+
+    Returns:
+        (): loss in standardised units.
+    """
+    gradients = [{"action": predicted.action_gradient, "state": predicted.observation_gradient}[block] for block in blocks]
+    joint = torch.cat([predicted.returns.unsqueeze(-1), *gradients], -1)
+    weight = torch.full_like(std, gradient_weight)
+    weight[0] = 1.0
+    unit = weight / std
+    discrepancy = mmd2 if distance == "mmd" else max_sliced_mmd2
+    return discrepancy(joint * unit, target * unit, bandwidth=bandwidth).mean(-1).sum()

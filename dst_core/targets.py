@@ -1,0 +1,80 @@
+"""The Sobolev Bellman target: samples of [y; dy/da (; dy/ds)] through the world model, and their truncation."""
+
+import torch
+from torch import Tensor
+
+from dst_core.actor import Actor
+from dst_core.critic import GenerativeCritic
+from dst_core.world_model import StepModel
+
+
+def sobolev_target(
+    observation: Tensor,
+    action: Tensor,
+    *,
+    model: StepModel,
+    actor: Actor,
+    critic: GenerativeCritic,
+    discount: float,
+    samples: int,
+    blocks: tuple[str, ...] = ("action",),
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Target samples for replayed state-action pairs (method, section 2):
+
+        (s', r) = g(s, a, eps),   a' = pi_target(s'),   y = r + discount (1 - p_end) Z_target(s', a', xi),   Y = [y; dy/da (; dy/ds)].
+
+    Every sample has its own copy of (s, a), so one backward pass of the sum gives each sample's own gradient. The result is detached
+    after that derivative.
+
+    Args:
+        observation: (B, S).
+        action: (B, A) in the user's units.
+        model: imagines (s', r) and the probability that s' is terminal.
+        actor: the target actor.
+        critic: the target critics, E of them, each with its own draws.
+        discount: per step.
+        samples: M per transition and target critic.
+        blocks: gradients stacked below the return, of "action" and "state" in this order.
+        generator: source of all noise.
+
+    Returns:
+        (B, E * M, D), detached, columns return [reward], action gradient [reward per action unit], state gradient [reward per
+        observation unit].
+    """
+    members, batch = critic.members, observation.shape[0]
+    copies = (members, batch, samples)
+    state = observation[None, :, None].expand(*copies, -1).reshape(-1, observation.shape[-1]).requires_grad_("state" in blocks)
+    chosen = action[None, :, None].expand(*copies, -1).reshape(-1, action.shape[-1]).requires_grad_("action" in blocks)
+    with torch.enable_grad():
+        draw = model.sample(state, chosen, generator)
+        next_action = actor(draw.next_observation)
+        noise = critic.draw_noise(batch * samples, 1, generator)
+        future = critic(
+            draw.next_observation.view(members, batch * samples, -1), next_action.view(members, batch * samples, -1), noise
+        )
+        y = draw.reward + discount * (1 - draw.termination) * future.reshape(-1)
+        inputs = [{"action": chosen, "state": state}[block] for block in blocks]
+        gradients = torch.autograd.grad(y.sum(), inputs) if inputs else ()
+    joint = torch.cat([y.unsqueeze(-1), *gradients], -1).detach()
+    return joint.view(*copies, -1).transpose(0, 1).flatten(1, 2)
+
+
+def truncate(samples: Tensor, share: float) -> Tensor:
+    """Drop the largest `share` of the joint samples by their return (TQC: Kuznetsov et al., ICML 2020).
+
+    Args:
+        samples: (B, K, D), column 0 the return; joint samples stay whole.
+        share: in [0, 1).
+
+    Returns:
+        (B, K - floor(share * K), D), ascending by return.
+
+    Raises:
+        ValueError: if the share lies outside [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"the truncated share must lie in [0, 1), got {share}")
+    kept = samples.shape[1] - int(share * samples.shape[1])
+    order = samples[..., 0].topk(kept, dim=1, largest=False, sorted=True).indices
+    return samples.gather(1, order.unsqueeze(-1).expand(-1, -1, samples.shape[-1]))

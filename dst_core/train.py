@@ -1,0 +1,265 @@
+"""dst-train: learn a policy and the law of its return in a task."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from torch.utils.tensorboard import SummaryWriter
+
+from dst_core.checkpoint import CHECKPOINT_FILE, CONFIG_FILE, write_json
+from dst_core.config import TrainConfig
+from dst_core.errors import DivergedError, TrainingError
+from dst_core.evaluate import evaluate, evaluation_seeds, torch_policy
+from dst_core.forecast import fit_forecast
+from dst_core.progress import TrainingProgress
+from dst_core.run import Run, choose_device
+from dst_core.world_model import Transition
+from sim_bridge.tasks import TaskError, make_task
+
+EVALUATIONS_FILE = "evaluations.json"
+EPISODES_PER_SEED = 1_000_000
+LOG_EVERY_UPDATES = 100
+INTERRUPTED = 130
+
+
+class Trainer:
+    """Steps the task, updates the agent, and keeps the run on disk."""
+
+    def __init__(self, run: Run, out: Path, *, progress: TrainingProgress, log: SummaryWriter) -> None:
+        self.run = run
+        self.out = out
+        self.progress = progress
+        self.log = log
+        self.stopped = False
+
+    def train(self) -> None:
+        """Run to the last step or until `stopped`; the checkpoint is written either way."""
+        config, progress = self.run.config, self.run.progress
+        env = make_task(config.env, perturbations=config.perturb)
+        try:
+            if progress["step"] == 0:
+                self._evaluate()
+            while progress["step"] < config.steps and not self.stopped:
+                self._episode(env)
+            if not self.stopped:
+                if progress["evaluations"][-1]["step"] < progress["step"]:
+                    self._evaluate()
+                self._fit_forecast()
+        finally:
+            env.close()
+            self.run.save(self.out)
+
+    def _episode(self, env: Any) -> None:
+        """One episode of experience and the updates it pays for; ends early at the last step or when stopped."""
+        config, progress = self.run.config, self.run.progress
+        observation, _ = env.reset(seed=config.seed * EPISODES_PER_SEED + progress["episodes"])
+        total, over = 0.0, False
+        while not over and progress["step"] < config.steps and not self.stopped:
+            action = self._explore(observation)
+            following, reward, terminated, truncated, _ = env.step(action)
+            transition = self._transition(observation, action, float(reward), following, terminated)
+            self.run.replay.add(transition)
+            self.run.agent.observe(transition)
+            observation, over = following, terminated or truncated
+            total += float(reward)
+            progress["step"] += 1
+            if progress["step"] <= config.warmup_steps:
+                self._warm_up(float(reward), over)
+            elif len(self.run.replay) >= config.batch:
+                self._update()
+            self.progress.step(progress["step"])
+            if progress["step"] % config.evaluate_every == 0:
+                self._evaluate()
+            if progress["step"] % config.checkpoint_every == 0:
+                self.run.save(self.out)
+        progress["episodes"] += 1
+        if over:
+            self.progress.episode_return(total)
+            self.log.add_scalar("episode/return", total, progress["step"])
+
+    def _explore(self, observation: NDArray[np.float64]) -> NDArray[np.float32]:
+        config = self.run.config
+        low = np.array([channel.low for channel in self.run.contract.action], np.float32)
+        high = np.array([channel.high for channel in self.run.contract.action], np.float32)
+        if self.run.progress["step"] < config.warmup_steps:
+            return self.run.exploration.uniform(low, high).astype(np.float32)
+        action = torch_policy(self.run.agent.act, self.run.replay.device)(observation.astype(np.float32))
+        noise = config.exploration * (high - low) / 2 * self.run.exploration.standard_normal(len(low))
+        return np.clip(action + noise, low, high).astype(np.float32)
+
+    def _transition(self, observation: Any, action: Any, reward: float, following: Any, terminated: bool) -> Transition:
+        rows = (observation, action, reward, following, float(terminated))
+        if not all(np.isfinite(row).all() for row in rows):
+            raise DivergedError(f"the task gave a number that is not finite at step {self.run.progress['step'] + 1}: {rows}")
+        return Transition(*(torch.as_tensor(row, dtype=torch.float32, device=self.run.replay.device)[None] for row in rows))
+
+    def _warm_up(self, reward: float, over: bool) -> None:
+        """Collect rewards; at the end of the warm-up the spread of their discounted sums becomes the critics' output scale."""
+        config, kept = self.run.config, self.run.progress["warmup"]
+        kept["rewards"].append(reward)
+        kept["ends"].append(over)
+        if self.run.progress["step"] < config.warmup_steps:
+            return
+        running, returns = 0.0, []
+        for step_reward, end in zip(reversed(kept["rewards"]), reversed(kept["ends"]), strict=True):
+            running = step_reward + (0.0 if end else config.agent.discount * running)
+            returns.append(running)
+        scale = float(np.sqrt(np.mean(np.square(returns))))
+        self.run.agent.critics.critic.return_scale.fill_(max(scale, 1e-3))
+        kept["rewards"], kept["ends"] = [], []
+
+    def _update(self) -> None:
+        agent, config = self.run.agent, self.run.config
+        for _ in range(config.updates_per_step):
+            info = agent.update(self.run.replay.sample(config.batch, self.run.generator), self.run.generator)
+            self.progress.updates += 1
+            wrong = [name for name, value in info.items() if not torch.isfinite(value)]
+            if wrong:
+                raise DivergedError(
+                    f"{', '.join(wrong)} is not finite at step {self.run.progress['step']}, update {agent.updates}; "
+                    "lower --agent.learning-rate or look at the task's rewards and observations"
+                )
+            if agent.updates % LOG_EVERY_UPDATES == 0:
+                self.progress.losses(float(info["critic_loss"]), float(info["negative_elbo"]))
+                for name, value in info.items():
+                    self.log.add_scalar(f"update/{name}", float(value), self.run.progress["step"])
+                self.log.add_scalar("speed/updates_per_s", self.progress.updates_per_s, self.run.progress["step"])
+
+    def _evaluate(self) -> None:
+        config, step = self.run.config, self.run.progress["step"]
+        result = evaluate(
+            torch_policy(self.run.agent.act, self.run.replay.device),
+            environment=config.env,
+            perturbations=config.perturb,
+            seeds=evaluation_seeds(config.evaluation_episodes),
+        )
+        self.run.progress["evaluations"].append({"step": step, **result.summary(), "returns": list(result.returns)})
+        write_json(self.out / EVALUATIONS_FILE, self.run.progress["evaluations"])
+        self.progress.evaluation(step, result)
+        for name, value in result.summary().items():
+            self.log.add_scalar(f"evaluation/{name}", value, step)
+
+    def _fit_forecast(self) -> None:
+        """Fit the evaluation critic to the finished actor, the law that is exported."""
+        run = self.run
+        if run.progress["forecast"] or run.config.forecast_updates == 0:
+            return
+        learner = None
+        for learner in self.progress.track_forecast(
+            fit_forecast(
+                run.agent.critics.critic,
+                config=run.config.agent,
+                updates=run.config.forecast_updates,
+                sample=lambda: run.replay.sample(run.config.batch, run.generator),
+                model=run.agent.model,
+                actor=run.agent.actor,
+                generator=run.generator,
+            ),
+            run.config.forecast_updates,
+        ):
+            if self.stopped:
+                return
+        if learner is not None:
+            run.forecast.load_state_dict(learner.target_critic.state_dict())
+            run.progress["forecast"] = True
+
+
+def _prepare(config: TrainConfig) -> Run:
+    device = choose_device(config.device)
+    started = (config.out / CONFIG_FILE).exists()
+    if started and not config.resume:
+        raise TrainingError(f"{config.out} already holds a run; add --resume to continue it, or choose another --out")
+    if config.resume and not (config.out / CHECKPOINT_FILE).exists():
+        raise TrainingError(f"{config.out} holds no checkpoint to resume; leave --resume out to start there")
+    run = Run.start(config, device)
+    config.out.mkdir(parents=True, exist_ok=True)
+    if config.resume:
+        run.restore(config.out)
+    write_json(config.out / CONFIG_FILE, config.to_json())
+    return run
+
+
+def train(config: TrainConfig) -> int:
+    """Train as configured.
+
+    Returns:
+        0 when finished, 130 when interrupted and saved.
+
+    Raises:
+        TrainingError: if the run cannot start or continue.
+        TaskError: if the task does not fit.
+        DivergedError: if a loss is no longer finite; a checkpoint is saved before.
+    """
+    run = _prepare(config)
+    with ExitStack() as stack:
+        log = SummaryWriter(str(config.out / "tensorboard"), purge_step=run.progress["step"] or None)
+        stack.callback(log.close)
+        progress = stack.enter_context(TrainingProgress(config, start=run.progress["step"]))
+        trainer = Trainer(run, config.out, progress=progress, log=log)
+        stack.enter_context(_interruptible(trainer))
+        began = time.monotonic()
+        trainer.train()
+        if trainer.stopped:
+            progress.say(f"stopped at step {run.progress['step']} and saved; the same command with --resume goes on")
+            return INTERRUPTED
+        progress.say(f"finished {run.progress['step']} steps in {time.monotonic() - began:.0f} s; export with dst-export {config.out}")
+    return 0
+
+
+class _interruptible:
+    """The first SIGINT or SIGTERM asks the trainer to stop and save; a second one ends the process as usual."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, self._stop)
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        self.trainer.stopped = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+EXAMPLES = """Learn a policy and the law of its return.
+
+examples:
+  dst-train --env InvertedPendulum-v5 --steps 20000 --seed 0 --out runs/pendulum
+  dst-train --env Hopper-v5 --steps 100000 --perturb actuation=0.1 dynamics=0.01 --out runs/hopper
+  dst-train --env InvertedPendulum-v5 --steps 40000 --seed 0 --out runs/pendulum --resume   (goes on, further)
+"""
+
+
+def main() -> None:
+    """Entry point of `dst-train`."""
+    try:
+        config = tyro.cli(TrainConfig, prog="dst-train", description=EXAMPLES)
+        sys.exit(train(config))
+    except (TrainingError, TaskError, ValueError) as error:
+        print(f"dst-train: {error}", file=sys.stderr)
+        sys.exit(2)
+    except DivergedError as error:
+        print(f"dst-train: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
