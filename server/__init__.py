@@ -1,0 +1,1 @@
+"""The policy server: loads bundles, answers over gRPC and HTTP, shows what it serves."""

@@ -1,0 +1,7 @@
+"""`python -m server` is `dst-serve`."""
+
+import sys
+
+from server.app import main
+
+sys.exit(main())

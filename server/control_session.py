@@ -1,0 +1,209 @@
+"""One robot's control stream: receives observations, answers the latest, in the order of their ticks."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from protos import policy_pb2 as pb
+from protos.codec import FloatArray, samples_to_proto, summary_to_proto
+from server.core import Clock, Decision, ServedPolicy
+from server.errors import (
+    ExpiredError,
+    InferenceError,
+    InvalidInputError,
+    OverloadedError,
+    ServingError,
+    ShuttingDownError,
+)
+from server.live import LiveSession
+from server.runtime import Detail
+from server.telemetry import Status, Telemetry
+
+INBOX_LIMIT = 64
+"""Observations of one robot received and not yet answered; further ones stay in its connection."""
+INT64_MAX = (1 << 63) - 1
+STATUSES: dict[pb.DecisionStatus.ValueType, Status] = {
+    pb.DECISION_STATUS_SUPERSEDED: "superseded",
+    pb.DECISION_STATUS_EXPIRED: "expired",
+    pb.DECISION_STATUS_REJECTED: "rejected",
+    pb.DECISION_STATUS_FAILED: "failed",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Received:
+    observation: pb.Observation
+    received_ns: int
+    vector: FloatArray | None
+    """None where the observation was refused; then `error` says why."""
+    error: str
+
+
+class ControlSession:
+    """State of one stream after its `open`; `receive` and `answers` run side by side."""
+
+    def __init__(
+        self,
+        *,
+        policy: ServedPolicy,
+        detail: Detail,
+        live: LiveSession,
+        telemetry: Telemetry,
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
+        self._policy = policy
+        self._name = policy.manifest.name
+        self._version = policy.manifest.version
+        self._detail = detail
+        self._live = live
+        self._telemetry = telemetry
+        self._clock = clock
+        self._inbox: deque[_Received] = deque()
+        self._arrived = asyncio.Event()
+        self._room = asyncio.Event()
+        self._last_tick = -1
+        self._newest = -1
+        """Tick of the newest valid observation."""
+        self._end: ServingError | None = None
+        self._ended = False
+
+    async def receive(self, requests: AsyncIterator[pb.ControlRequest]) -> None:
+        """Takes in observations until the robot closes its side, breaks the protocol, or `close` is called."""
+        try:
+            async for request in requests:
+                received_ns = self._clock()
+                if self._ended:
+                    return
+                if request.WhichOneof("message") != "observation":
+                    self._finish(InvalidInputError("message must be an observation: the session is already open"))
+                    return
+                self._inbox.append(self._checked(request.observation, received_ns))
+                self._arrived.set()
+                while len(self._inbox) >= INBOX_LIMIT and not self._ended:
+                    self._room.clear()
+                    await self._room.wait()
+        finally:
+            self._finish(None)
+
+    def _checked(self, observation: pb.Observation, received_ns: int) -> _Received:
+        vector, error = None, ""
+        try:
+            self._check_times(observation)
+            vector = self._policy.checked_observation(observation.values)
+            self._newest = observation.tick
+        except InvalidInputError as refusal:
+            error = str(refusal)
+        if observation.HasField("status"):
+            late = self._live.report(observation.status)
+            if late:
+                self._telemetry.late_ticks(self._name, late)
+        return _Received(observation=observation, received_ns=received_ns, vector=vector, error=error)
+
+    def _check_times(self, observation: pb.Observation) -> None:
+        if observation.tick <= self._last_tick:
+            raise InvalidInputError(f"tick must be greater than {self._last_tick}, got {observation.tick}")
+        self._last_tick = observation.tick
+        if observation.validity_ns <= 0:
+            raise InvalidInputError(
+                f"validity_ns must be positive, got {observation.validity_ns}; say how long the decision is of use"
+            )
+        if observation.sent_ns + observation.validity_ns > INT64_MAX:
+            raise InvalidInputError("sent_ns + validity_ns must fit 64 bits; send nanoseconds of a monotonic clock")
+
+    def _finish(self, reason: ServingError | None) -> None:
+        if not self._ended:
+            self._ended, self._end = True, reason
+            self._arrived.set()
+            self._room.set()
+
+    def close(self) -> None:
+        """Takes in nothing more; what was received is still answered, then `answers` raises `ShuttingDownError`."""
+        self._finish(ShuttingDownError("server is shutting down"))
+
+    async def answers(self) -> AsyncIterator[pb.ControlResponse]:
+        """One answer per observation, in the order received.
+
+        Raises:
+            InvalidInputError: the robot broke the protocol.
+            ShuttingDownError: `close` was called.
+        """
+        while True:
+            while not self._inbox:
+                if self._end is not None:
+                    raise self._end
+                if self._ended:
+                    return
+                self._arrived.clear()
+                await self._arrived.wait()
+            received = self._inbox.popleft()
+            self._room.set()
+            yield pb.ControlResponse(decision=await self._answer(received))
+
+    async def _answer(self, received: _Received) -> pb.ControlDecision:
+        observation, received_ns = received.observation, received.received_ns
+        if received.vector is None:
+            self._live.rejected += 1
+            return self._refusal(received, pb.DECISION_STATUS_REJECTED, received.error)
+        if self._newest > observation.tick:
+            self._live.superseded += 1
+            return self._refusal(received, pb.DECISION_STATUS_SUPERSEDED, "")
+        try:
+            decision = await self._policy.decide(
+                received.vector,
+                self._detail,
+                received_ns=received_ns,
+                # The clocks of robot and server cannot be compared, so the budget counts from receipt.
+                deadline_ns=received_ns + observation.validity_ns,
+            )
+        except ExpiredError as error:
+            return self._refusal(received, pb.DECISION_STATUS_EXPIRED, str(error))
+        except (InferenceError, OverloadedError) as error:
+            return self._refusal(received, pb.DECISION_STATUS_FAILED, str(error))
+        self._live.record(observation.tick, decision, received_ns)
+        replied_ns = self._clock()
+        self._telemetry.decided(
+            self._name,
+            "control",
+            queue_ns=decision.queue_ns,
+            inference_ns=decision.inference_ns,
+            total_ns=replied_ns - received_ns,
+        )
+        return pb.ControlDecision(
+            tick=observation.tick,
+            status=pb.DECISION_STATUS_OK,
+            decision=decision_to_proto(decision),
+            policy_version=self._version,
+            valid_until_ns=observation.sent_ns + observation.validity_ns,
+            sent_ns=observation.sent_ns,
+            received_ns=received_ns,
+            replied_ns=replied_ns,
+            queue_ns=decision.queue_ns,
+            inference_ns=decision.inference_ns,
+        )
+
+    def _refusal(self, received: _Received, status: pb.DecisionStatus.ValueType, error: str) -> pb.ControlDecision:
+        self._telemetry.refused(self._name, "control", STATUSES[status])
+        observation = received.observation
+        replied_ns = self._clock()
+        return pb.ControlDecision(
+            tick=observation.tick,
+            status=status,
+            error=error,
+            policy_version=self._version,
+            valid_until_ns=min(observation.sent_ns + max(observation.validity_ns, 0), INT64_MAX),
+            sent_ns=observation.sent_ns,
+            received_ns=received.received_ns,
+            replied_ns=replied_ns,
+            queue_ns=replied_ns - received.received_ns,
+        )
+
+
+def decision_to_proto(decision: Decision) -> pb.Decision:
+    """The decision as a message."""
+    return pb.Decision(
+        action=decision.action.tolist(),
+        summary=None if decision.summary is None else summary_to_proto(decision.summary),
+        samples=None if decision.samples is None else samples_to_proto(decision.samples),
+    )

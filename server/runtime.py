@@ -1,0 +1,230 @@
+"""One policy version on ONNX Runtime: checked when it is built, finite and within limits whenever it answers."""
+
+import contextlib
+import io
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from server.bundle import SAMPLE_OUTPUTS, SUMMARY_OUTPUTS, Bundle, output_shapes
+from server.errors import BundleError, InferenceError, ProviderError
+from server.manifest import Manifest, limit
+
+logger = logging.getLogger(__name__)
+
+Provider = Literal["auto", "cpu", "cuda"]
+FloatArray = NDArray[np.float32]
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+WARM_UP_RUNS = 32
+LIMIT_SLACK = 1e-5
+"""Share of its limit that an action may lie outside by rounding; it is then set to the limit."""
+
+
+class Detail(StrEnum):
+    """How much of the joint law of return and gradient to compute."""
+
+    NONE = "none"
+    SUMMARY = "summary"
+    SAMPLES = "samples"
+
+
+OUTPUTS: Mapping[Detail, tuple[str, ...]] = {
+    Detail.NONE: ("action",),
+    Detail.SUMMARY: ("action", *SUMMARY_OUTPUTS),
+    Detail.SAMPLES: ("action", *SUMMARY_OUTPUTS, *SAMPLE_OUTPUTS),
+}
+
+
+class Runtime:
+    """Inference of one verified bundle. May be called from several threads at once."""
+
+    def __init__(self, bundle: Bundle, provider: Provider = "auto") -> None:
+        """Builds the sessions, checks inputs and outputs, replays the golden data, warms up.
+
+        Raises:
+            BundleError: a graph does not load, does not fit the manifest, or differs from the golden data here.
+            ProviderError: `provider` is `cuda` and ONNX Runtime cannot run on CUDA here.
+        """
+        self.manifest: Manifest = bundle.manifest
+        self._bundle = bundle
+        shapes = output_shapes(bundle.manifest)
+        observation = {"observation": (len(bundle.manifest.observation),)}
+        action = {"action": shapes["action"]}
+        uncertainty = {name: shapes[name] for name in OUTPUTS[Detail.SAMPLES] if name != "action"}
+        self._actor = self._session("actor.onnx", provider, observation, action)
+        self._policy = self._session("policy.onnx", provider, observation, shapes)
+        critic = self._session("uncertainty.onnx", provider, observation | action, uncertainty)
+        self.provider: str = self._policy.get_providers()[0]
+        self._low, self._high, self._slack = _limits(bundle.manifest)
+        try:
+            self._replay("policy.onnx", self._policy, ("observation",), tuple(shapes))
+            self._replay("actor.onnx", self._actor, ("observation",), ("action",))
+            self._replay("uncertainty.onnx", critic, ("observation", "action"), tuple(uncertainty))
+            self.inference_s: float = self._warm_up()
+        except InferenceError as error:
+            raise BundleError(
+                f"bundle refused: {bundle.path}: golden observations: {error}; export the bundle again"
+            ) from error
+
+    def _session(
+        self,
+        name: str,
+        provider: Provider,
+        inputs: Mapping[str, tuple[int, ...]],
+        outputs: Mapping[str, tuple[int, ...]],
+    ) -> ort.InferenceSession:
+        path = self._bundle.path / name
+        session = _open_session(self._bundle.files[name], str(path), provider)
+        for kind, expected, found in (
+            ("input", inputs, session.get_inputs()),
+            ("output", outputs, session.get_outputs()),
+        ):
+            if {node.name for node in found} != set(expected):
+                raise BundleError(
+                    f"bundle refused: {path}: {kind}s must be {', '.join(expected)}, "
+                    f"got {', '.join(node.name for node in found)}; export the bundle again"
+                )
+            for node in found:
+                shape = tuple(node.shape)
+                # ONNX Runtime names a dynamic axis with a string; a number there would be a baked-in batch size.
+                dynamic = bool(shape) and not isinstance(shape[0], int)
+                if node.type != "tensor(float)" or not dynamic or not _fits(shape[1:], expected[node.name]):
+                    raise BundleError(
+                        f"bundle refused: {path}: {kind} {node.name!r} must be float32 with a dynamic batch axis and "
+                        f"shape (batch, {', '.join(map(str, expected[node.name]))}), got {node.type} {shape}; "
+                        "export the bundle again"
+                    )
+        return session
+
+    def _replay(self, name: str, session: ort.InferenceSession, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+        path, tolerance, golden = self._bundle.path / name, self.manifest.tolerance, self._bundle.golden
+        values = self._run(session, outputs, {name: golden[name] for name in inputs})
+        for output, value in zip(outputs, values, strict=True):
+            expected = golden[output]
+            allowed = tolerance.absolute + tolerance.relative * np.abs(expected)
+            if value.shape != expected.shape:
+                raise BundleError(
+                    f"bundle refused: {path}: {output} has shape {value.shape} for the golden observations, "
+                    f"expected {expected.shape}; export the bundle again"
+                )
+            excess = np.abs(value - expected) - allowed
+            if not (excess <= 0).all():
+                worst = np.unravel_index(int(np.argmax(np.nan_to_num(excess, nan=np.inf))), excess.shape)
+                raise BundleError(
+                    f"bundle refused: {path}: {output} differs from golden.npz at {tuple(map(int, worst))}: "
+                    f"{value[worst]} here, {expected[worst]} at export, tolerance {allowed[worst]:.3g}; "
+                    "export the bundle again, or serve it with the ONNX Runtime and provider it was exported for"
+                )
+
+    def _warm_up(self) -> float:
+        """Runs golden observations one at a time, as requests will; returns the median seconds of a full decision."""
+        observations = self._bundle.golden["observation"]
+        durations = []
+        for index in range(WARM_UP_RUNS):
+            started = time.perf_counter()
+            self.infer(observations[index % len(observations)][None], Detail.SAMPLES)
+            durations.append(time.perf_counter() - started)
+            self.infer(observations[:1], Detail.NONE)
+        return sorted(durations)[len(durations) // 2]
+
+    def infer(self, observations: FloatArray, detail: Detail) -> list[FloatArray]:
+        """Decides for a batch of observations.
+
+        Args:
+            observations: (B, S), checked and finite.
+            detail: how much to compute; only `SAMPLES` fetches the raw samples.
+
+        Returns:
+            The outputs named in `OUTPUTS[detail]`, in that order, each (B, ...), finite, actions within their limits.
+
+        Raises:
+            InferenceError: an output is not finite or an action is outside its limits, or ONNX Runtime failed.
+        """
+        session = self._actor if detail is Detail.NONE else self._policy
+        outputs = self._run(session, OUTPUTS[detail], {"observation": observations})
+        flat = np.concatenate([output.ravel() for output in outputs])
+        if not np.isfinite(flat).all():
+            names = [name for name, output in zip(OUTPUTS[detail], outputs, strict=True) if not _finite(output)]
+            raise InferenceError(f"the policy gave a {names[0]} that is not finite; the robot must not use it")
+        outputs[0] = self._within_limits(outputs[0])
+        return outputs
+
+    def _run(
+        self, session: ort.InferenceSession, outputs: Sequence[str], inputs: Mapping[str, FloatArray]
+    ) -> list[FloatArray]:
+        try:
+            values: list[FloatArray] = session.run(list(outputs), dict(inputs))
+        except Exception as error:
+            raise InferenceError("ONNX Runtime could not compute the policy; the server's log says why") from error
+        return values
+
+    def _within_limits(self, actions: FloatArray) -> FloatArray:
+        if (actions >= self._low).all() and (actions <= self._high).all():
+            return actions
+        outside = (actions < self._low - self._slack) | (actions > self._high + self._slack)
+        if outside.any():
+            row, index = map(int, np.argwhere(outside)[0])
+            channel = self.manifest.action[index]
+            raise InferenceError(
+                f"the policy gave action {actions[row, index]} for {channel.name!r} at index {index}, outside "
+                f"[{self._low[index]}, {self._high[index]}] {channel.unit}; the robot must not use it"
+            )
+        return np.clip(actions, self._low, self._high)
+
+
+def _open_session(model: bytes, path: str, provider: Provider) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.enable_cpu_mem_arena = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4
+    # What ONNX Runtime reports on its own goes to stderr in several lines; errors are raised here in one.
+    ort.set_default_logger_severity(4)
+    providers: list[str | tuple[str, dict[str, str]]] = [CPU]
+    available = CUDA in ort.get_available_providers()
+    if provider != "cpu" and available:
+        with contextlib.redirect_stdout(io.StringIO()) as report:
+            ort.preload_dlls()
+        logger.debug("CUDA libraries: %s", report.getvalue().strip() or "loaded")
+        # TensorFloat-32 keeps ten bits of mantissa, too few for golden data and for replaying records.
+        providers.insert(0, (CUDA, {"use_tf32": "0"}))
+    try:
+        session = ort.InferenceSession(model, options, providers=providers)
+    except Exception as error:
+        raise BundleError(
+            f"bundle refused: {path}: ONNX Runtime {ort.__version__} cannot load it ({error}); export it again"
+        ) from error
+    if provider == "cuda" and session.get_providers()[0] != CUDA:
+        reason = "CUDA or cuDNN did not load" if available else "the installed ONNX Runtime has no CUDA"
+        raise ProviderError(
+            f"--provider cuda was demanded but {reason}; install the 'gpu' extra and a driver that fits it, "
+            "or serve with --provider cpu"
+        )
+    return session
+
+
+def _fits(found: Sequence[int | str | None], expected: Sequence[int]) -> bool:
+    """Whether the shape of a graph allows the expected one; inner axes that the graph leaves open are allowed."""
+    return len(found) == len(expected) and all(
+        not isinstance(size, int) or size == wanted for size, wanted in zip(found, expected, strict=True)
+    )
+
+
+def _finite(values: FloatArray) -> bool:
+    return bool(np.isfinite(values).all())
+
+
+def _limits(manifest: Manifest) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Lower limit, upper limit and rounding slack of each action channel, (A,) each."""
+    low = np.array([limit(channel.low, -math.inf) for channel in manifest.action], np.float32)
+    high = np.array([limit(channel.high, math.inf) for channel in manifest.action], np.float32)
+    size = np.maximum(np.where(np.isfinite(low), np.abs(low), 0), np.where(np.isfinite(high), np.abs(high), 0))
+    return low, high, (LIMIT_SLACK * size).astype(np.float32)
