@@ -6,6 +6,7 @@ import { drawGuardStrip, guardShares } from "./guard_strip.js";
 import { History, guardState } from "./history.js";
 
 const STALE_AFTER_S = 1;
+const CHART_STEP = 1 / 256; // of the time shown: charts are drawn anew once they have moved by a pixel or two, to leave the machine in peace
 
 function lateShare({ ticks, late_ticks: late, rejected, superseded }) {
   const parts = [late <= ticks && ticks ? `${percent(late / ticks)} of ${ticks} decisions` : `${ticks} decisions`];
@@ -21,6 +22,8 @@ export class RobotCard {
   #charts = [];
   #lastSample = performance.now();
   #changed = true;
+  #chartsBehind = true;
+  #chartsDrawn = -Infinity;
   #visible = true;
   #observer;
 
@@ -55,7 +58,10 @@ export class RobotCard {
       this.#startHistory();
       added = this.#history.append(robot.samples);
     }
-    if (added > 0) this.#lastSample = performance.now();
+    if (added > 0) {
+      this.#lastSample = performance.now();
+      this.#chartsBehind = true;
+    }
     this.#changed = true;
     this.element.dataset.guard = guardState(robot.guard);
     this.element.dataset.connected = String(robot.connected);
@@ -71,7 +77,9 @@ export class RobotCard {
     const stale = linkLost || !this.#robot.connected || silentS > Math.max(STALE_AFTER_S, 5 * (this.#policy?.control_period_s ?? 0));
     this.element.classList.toggle("stale", stale);
     this.#showFreshness(stale, silentS);
-    if (!this.#changed || !this.#visible) return;
+    if (!this.#visible) return;
+    if (this.open && this.#history.length) this.#drawCharts();
+    if (!this.#changed) return;
     this.#changed = false;
     this.#showHeader();
     this.#showTiles();
@@ -80,11 +88,12 @@ export class RobotCard {
     const shares = guardShares(this.#history);
     this.#text("guard-shares", shares);
     this.#field("strip").setAttribute("aria-label", `Guard states, ${shares}`);
-    if (this.open && this.#history.length) this.#drawCharts();
   }
 
   recolour() {
     for (const chart of this.#charts) chart.reset();
+    this.#chartsDrawn = -Infinity;
+    this.#chartsBehind = true;
     this.#changed = true;
   }
 
@@ -128,12 +137,18 @@ export class RobotCard {
       this.#charts = createCharts(this.#field("charts"), this.#policy, this.#history);
       for (const chart of this.#charts) chart.link(this.#charts);
     }
+    const now = performance.now();
+    if (!this.#chartsBehind || now - this.#chartsDrawn < 1000 * CHART_STEP * this.#history.span) return;
+    this.#chartsBehind = false;
+    this.#chartsDrawn = now;
     for (const chart of this.#charts) chart.draw(this.#history);
   }
 
   #dropCharts() {
     for (const chart of this.#charts) chart.destroy();
     this.#charts = [];
+    this.#chartsDrawn = -Infinity;
+    this.#chartsBehind = true;
   }
 
   #showFreshness(stale, silentS) {
