@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -122,11 +122,23 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require("seed", self.seed, f"lie in 0..{MAX_SEED}", 0 <= self.seed <= MAX_SEED)
         _require("exploration", self.exploration, "not be negative", self.exploration >= 0)
-        for name in ("steps", "batch", "replay", "evaluate_every", "evaluation_episodes", "checkpoint_every", "warmup_steps"):
+        for name in ("steps", "batch", "replay", "evaluate_every", "evaluation_episodes", "checkpoint_every", "warmup_steps", "forecast_updates"):
             _require(name, getattr(self, name), "be at least 1", getattr(self, name) >= 1)
-        for name in ("updates_per_step", "forecast_updates"):
-            _require(name, getattr(self, name), "not be negative", getattr(self, name) >= 0)
+        _require("updates_per_step", self.updates_per_step, "be at least 1", self.updates_per_step >= 1)
         _require("replay", self.replay, f"hold at least one batch ({self.batch})", self.replay >= self.batch)
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any], *, out: Path) -> "TrainConfig":
+        """The configuration that `to_json` gave.
+
+        Raises:
+            ValueError: if a field is unknown, missing or out of its range.
+        """
+        try:
+            agent = AgentConfig(**plain["agent"])
+            return cls(**{**plain, "agent": agent, "perturb": tuple(plain["perturb"]), "out": out})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"the configuration of the run in {out} is of another version or was edited: {error}") from error
 
     def to_json(self) -> dict[str, object]:
         """The resolved configuration, fit for JSON; `out`, `resume` and `device` are of the call, not of the run."""

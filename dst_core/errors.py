@@ -7,3 +7,7 @@ class TrainingError(ValueError):
 
 class DivergedError(RuntimeError):
     """A loss is no longer a finite number."""
+
+
+class ExportError(ValueError):
+    """A bundle cannot be written, or its graphs do not give what torch gives."""

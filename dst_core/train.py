@@ -152,7 +152,7 @@ class Trainer:
     def _fit_forecast(self) -> None:
         """Fit the evaluation critic to the finished actor, the law that is exported."""
         run = self.run
-        if run.progress["forecast"] or run.config.forecast_updates == 0:
+        if run.progress["forecast"]:
             return
         learner = None
         for learner in self.progress.track_forecast(

@@ -1,0 +1,57 @@
+"""The policy card: what a person reads before this policy may run on a robot."""
+
+from typing import Any
+
+
+def policy_card(manifest: dict[str, Any]) -> str:
+    """Markdown for the bundle's README, from the manifest alone."""
+    task, evaluation, uncertainty = manifest["task"], manifest["evaluation"], manifest["uncertainty"]
+    noise = ", ".join(task["perturbations"]) or "none"
+    low, high = uncertainty["return_quantile_levels"][0], uncertainty["return_quantile_levels"][-1]
+    return f"""# Policy card: {manifest["name"]}
+
+Trained on **{task["environment"]}** with perturbations: {noise}. {manifest["training"]["steps"]} environment steps, seed
+{manifest["training"]["seed"]}, {manifest["training"]["algorithm"]}.
+
+## How good it is
+
+| | return per episode |
+|---|---|
+| this policy, {evaluation["episodes"]} held-out episodes | {evaluation["return_mean"]:.1f} ± {evaluation["return_std"]:.1f} (worst {evaluation["return_min"]:.1f}) |
+| before training | {evaluation["untrained_return_mean"]:.1f} |
+
+± is one standard deviation between episodes.
+
+## What it says about its own uncertainty
+
+With every action: the law of the discounted return (discount {uncertainty["discount"]}), from {uncertainty["sample_count"]} samples, as mean, standard
+deviation, quantiles from {low:g} to {high:g} and the mean of the worst {uncertainty["cvar_level"]:.0%}; and the law of its gradient with respect to the action.
+
+**Not calibrated.** The quantiles are the critic's belief. No held-out coverage was measured; do not read the {low:g} to {high:g} band as a guarantee.
+
+## Contract
+
+Control period {manifest["control_period_s"]:g} s.
+
+| observation | unit | seen in training |
+|---|---|---|
+{_observations(manifest)}
+
+| action | unit | limits |
+|---|---|---|
+{_actions(manifest)}
+
+## Limits
+
+The policy knows only the task and noise named above. Outside the range seen in training its actions and its uncertainty are extrapolation.
+It has been evaluated in simulation only.
+"""
+
+
+def _observations(manifest: dict[str, Any]) -> str:
+    seen = zip(manifest["observation"], manifest["observed_range"]["low"], manifest["observed_range"]["high"], strict=True)
+    return "\n".join(f"| {channel['name']} | {channel['unit']} | {low:.3g} to {high:.3g} |" for channel, low, high in seen)
+
+
+def _actions(manifest: dict[str, Any]) -> str:
+    return "\n".join(f"| {channel['name']} | {channel['unit']} | {channel['low']:g} to {channel['high']:g} |" for channel in manifest["action"])
