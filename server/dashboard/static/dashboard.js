@@ -30,7 +30,7 @@ function onEvent(event, first) {
 
 function cardOf(session) {
   if (!cards.has(session)) {
-    const open = [...cards.values()].filter((card) => card.open).length;
+    const open = [...cards.values()].filter((card) => card.open && card.guard !== "DISCONNECTED").length;
     const card = new RobotCard(session, open < OPEN_AT_FIRST, (text) => { byId("announcer").textContent = text; });
     cards.set(session, card);
     byId("robots").append(card.element);

@@ -65,7 +65,6 @@ export class RobotCard {
     this.#changed = true;
     this.element.dataset.guard = guardState(robot.guard);
     this.element.dataset.connected = String(robot.connected);
-    this.element.dataset.ticks = String(this.#history.ticks);
     if (before !== null && before !== this.guard) {
       this.announce(`${robot.robot}: ${this.guard}${robot.guard_reason && robot.connected ? `, ${robot.guard_reason}` : ""}`);
     }
@@ -88,6 +87,7 @@ export class RobotCard {
     const shares = guardShares(this.#history);
     this.#text("guard-shares", shares);
     this.#field("strip").setAttribute("aria-label", `Guard states, ${shares}`);
+    this.element.dataset.ticks = String(this.#history.ticks);
   }
 
   recolour() {
