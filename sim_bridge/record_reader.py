@@ -1,12 +1,18 @@
 """Reading a record back, also one that a crash or a full disk cut short."""
 
+import io
 import logging
+import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import zstandard
 from google.protobuf.message import DecodeError
 from mcap.exceptions import EndOfFile, McapError
+from mcap.opcode import Opcode
 from mcap.reader import NonSeekingReader
+from mcap.writer import MCAP0_MAGIC
 
 from protos import record_pb2
 from sim_bridge.errors import RecordError
@@ -30,16 +36,42 @@ def read_record(path: Path) -> Iterator[RecordMessage]:
     """
     try:
         with path.open("rb") as file:
-            reader = NonSeekingReader(file, validate_crcs=True, record_size_limit=RECORD_SIZE_LIMIT)
+            # Untyped: the library asks for a whole IO object and only reads.
+            stream: Any = _WholeRecords(file, path.stat().st_size)
+            reader = NonSeekingReader(stream, validate_crcs=True, record_size_limit=RECORD_SIZE_LIMIT)
             for schema, _, message in reader.iter_messages(log_time_order=False):
                 kind = _TYPES.get(schema.name) if schema is not None else None
                 if kind is not None:
                     yield kind.FromString(message.data)
     except EndOfFile:
-        if path.stat().st_size == 0:
-            raise RecordError(f"record must be an MCAP file, got the empty file {path}") from None
         logger.warning("%s has no end: read up to its last whole chunk", path)
     except OSError as error:
         raise RecordError(f"record must be readable, got {path}: {error.strerror}") from error
-    except (McapError, DecodeError) as error:
+    except (McapError, DecodeError, ValueError, struct.error, zstandard.ZstdError) as error:
         raise RecordError(f"record must be an intact MCAP file, got {path}: {error}") from error
+
+
+class _WholeRecords(io.RawIOBase):
+    """The file up to the end of its last complete record, so that a cut-off one looks like the end of the file."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        super().__init__()
+        self._file = file
+        self._end = len(MCAP0_MAGIC)
+        opcode, header = 0, struct.Struct("<BQ")
+        while opcode != Opcode.FOOTER and self._end + header.size <= size:
+            file.seek(self._end)
+            opcode, length = header.unpack(file.read(header.size))
+            if self._end + header.size + length > size:
+                break
+            self._end += header.size + length
+        if opcode == Opcode.FOOTER:
+            self._end += len(MCAP0_MAGIC)
+        file.seek(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        remaining = self._end - self._file.tell()
+        return self._file.read(min(size, remaining) if size >= 0 else remaining)
