@@ -35,6 +35,7 @@ class WholeChunkFile:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb", buffering=0)
+        self._truncatable = path.is_file()
         self._pending = bytearray()
         self._complete = 0
 
@@ -59,7 +60,7 @@ class WholeChunkFile:
             while written < len(data):
                 written += self._file.write(data[written:]) or 0
         except OSError:
-            if self._file.seekable():
+            if self._truncatable:
                 self._file.truncate(self._complete)
                 self._file.seek(self._complete)
             raise
@@ -176,4 +177,4 @@ class Recorder:
         try:
             self._file.seal()
         except OSError as error:
-            logger.warning("%s has no end mark (%s); it is readable without", self._path, error.strerror)
+            logger.info("%s has no end mark (%s); it is readable without", self._path, error.strerror)

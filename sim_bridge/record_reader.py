@@ -1,6 +1,5 @@
 """Reading a record back, also one that a crash or a full disk cut short."""
 
-import io
 import logging
 import struct
 from collections.abc import Iterator
@@ -44,6 +43,8 @@ def read_record(path: Path) -> Iterator[RecordMessage]:
                 if kind is not None:
                     yield kind.FromString(message.data)
     except EndOfFile:
+        if path.stat().st_size < len(MCAP0_MAGIC):
+            raise RecordError(f"record must be an MCAP file, got {path} of {path.stat().st_size} bytes") from None
         logger.warning("%s has no end: read up to its last whole chunk", path)
     except OSError as error:
         raise RecordError(f"record must be readable, got {path}: {error.strerror}") from error
@@ -51,11 +52,10 @@ def read_record(path: Path) -> Iterator[RecordMessage]:
         raise RecordError(f"record must be an intact MCAP file, got {path}: {error}") from error
 
 
-class _WholeRecords(io.RawIOBase):
+class _WholeRecords:
     """The file up to the end of its last complete record, so that a cut-off one looks like the end of the file."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
-        super().__init__()
         self._file = file
         self._end = len(MCAP0_MAGIC)
         opcode, header = 0, struct.Struct("<BQ")
@@ -68,9 +68,6 @@ class _WholeRecords(io.RawIOBase):
         if opcode == Opcode.FOOTER:
             self._end += len(MCAP0_MAGIC)
         file.seek(0)
-
-    def readable(self) -> bool:
-        return True
 
     def read(self, size: int = -1) -> bytes:
         remaining = self._end - self._file.tell()
