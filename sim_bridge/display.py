@@ -36,11 +36,10 @@ def live_progress(console: Console, loop: ControlLoop, episodes: int) -> Iterato
 def progress_line(loop: ControlLoop, episodes: int) -> Text:
     """Episode, return, round trip, late ticks and guard state, now."""
     statistics = loop.statistics
-    text = Text(f"episode {loop.episode + 1}/{episodes}  return {loop.episode_return:.1f}  ")
-    text.append(f"round trip {round_trip_text(statistics)}  late {statistics.late_ticks}/{statistics.ticks}  ")
+    text = Text(f"episode {loop.episode + 1}/{episodes}  ", no_wrap=True, overflow="ellipsis")
     text.append(statistics.guard.value, _STYLES[statistics.guard])
-    if statistics.guard_reason:
-        text.append(f": {statistics.guard_reason}")
+    text.append(f"  return {loop.episode_return:.1f}  late {statistics.late_ticks}/{statistics.ticks}")
+    text.append(f"  {round_trip_text(statistics)}  {statistics.guard_reason}")
     return text
 
 

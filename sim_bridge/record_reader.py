@@ -65,7 +65,7 @@ class _WholeRecords:
             if self._end + header.size + length > size:
                 break
             self._end += header.size + length
-        if opcode == Opcode.FOOTER:
+        if opcode == Opcode.FOOTER and self._end + len(MCAP0_MAGIC) <= size:
             self._end += len(MCAP0_MAGIC)
         file.seek(0)
 
