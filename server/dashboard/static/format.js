@@ -10,7 +10,7 @@ export function number(value) {
   else if (size >= 100) text = value.toFixed(0);
   else if (size >= 10) text = value.toFixed(1);
   else if (size >= 0.1 || size === 0) text = value.toFixed(2);
-  else text = value.toFixed(4);
+  else text = value.toFixed(3);
   return text.replace(/^-/, MINUS);
 }
 

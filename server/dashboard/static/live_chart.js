@@ -117,11 +117,15 @@ export class LiveChart {
   }
 
   #timeAxis() {
-    const steps = this.#host.clientWidth < 420 ? 3 : 6;
+    const narrow = this.#host.clientWidth < 420;
     return {
       ...axisStyle(),
       size: 26,
-      splits: () => Array.from({ length: steps + 1 }, (_, k) => this.#history.end - this.#history.span * (1 - k / steps)),
+      splits: () => {
+        const { span, end } = this.#history;
+        const step = span / (span % 3 ? 5 : 6) * (narrow ? 2 : 1);
+        return Array.from({ length: Math.floor(span / step) + 1 }, (_, k) => end - k * step).reverse();
+      },
       values: (_, splits) => splits.map((t) => {
         const ago = this.#history.end - t;
         return ago < 0.01 ? "now" : `\u2212${Number(ago.toFixed(1))} s`;
