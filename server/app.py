@@ -93,6 +93,7 @@ class PolicyServer:
     async def stop(self) -> None:
         """Refuses new work, finishes what has begun, ends streams, closes."""
         self.core.stop_accepting()
+        await self._native.drain()
         self.live.close()
         if self._http is not None and self._http_task is not None:
             self._http.should_exit = True

@@ -156,8 +156,9 @@ class ServedPolicy:
             )
         try:
             outputs = self.runtime.infer(observation[np.newaxis], detail)
-        except InferenceError:
-            logger.exception("policy %s version %s", self.manifest.name, self.manifest.version)
+        except InferenceError as error:
+            name, version = self.manifest.name, self.manifest.version
+            logger.error("policy %s version %s: %s", name, version, error, exc_info=error.__cause__)  # noqa: TRY400
             raise
         finished = self._clock()
         values = {name: output[0] for name, output in zip(OUTPUTS[detail], outputs, strict=True)}

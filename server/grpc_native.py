@@ -249,8 +249,11 @@ class NativeServer:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
 
-    async def stop(self, grace_s: float) -> None:
-        """Turns health to NOT_SERVING, finishes what has begun, ends sessions with UNAVAILABLE, closes."""
+    async def drain(self) -> None:
+        """Turns health to NOT_SERVING; sessions answer what they have received and end with UNAVAILABLE."""
         await self._health.enter_graceful_shutdown()
         self._service.close_sessions()
+
+    async def stop(self, grace_s: float) -> None:
+        """Closes, after what has begun is finished or `grace_s` seconds have passed."""
         await self._server.stop(grace_s)

@@ -1,0 +1,44 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from server.bundle import Bundle, load_bundle
+from tests.server import small_bundle
+from tests.server.running import GatedRuntime, Running
+
+
+@pytest.fixture(scope="session")
+def torch_policy() -> small_bundle.Policy:
+    """The torch modules that `bundle` was exported from."""
+    return small_bundle.modules()
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory, torch_policy: small_bundle.Policy) -> Path:
+    """Directory of a small real bundle; tests that change one take `edited`."""
+    return small_bundle.write(tmp_path_factory.mktemp("bundles") / "reacher", torch_policy)
+
+
+@pytest.fixture
+def edited(tmp_path: Path, bundle: Path) -> Path:
+    """A copy of the bundle to spoil."""
+    return Path(shutil.copytree(bundle, tmp_path / "edited"))
+
+
+@pytest.fixture(scope="session")
+def loaded(bundle: Path) -> Bundle:
+    return load_bundle(bundle)
+
+
+@pytest.fixture
+def gated(loaded: Bundle) -> GatedRuntime:
+    """The real runtime behind a gate that the test opens."""
+    return GatedRuntime(loaded, "cpu")
+
+
+@pytest.fixture(scope="module")
+def running(loaded: Bundle):
+    """The server with the small policy, computed on the event loop."""
+    with Running.of(loaded) as server:
+        yield server
