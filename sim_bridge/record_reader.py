@@ -62,11 +62,10 @@ class _WholeRecords:
         while opcode != Opcode.FOOTER and self._end + header.size <= size:
             file.seek(self._end)
             opcode, length = header.unpack(file.read(header.size))
-            if self._end + header.size + length > size:
+            end_mark = len(MCAP0_MAGIC) if opcode == Opcode.FOOTER else 0
+            if self._end + header.size + length + end_mark > size:
                 break
-            self._end += header.size + length
-        if opcode == Opcode.FOOTER and self._end + len(MCAP0_MAGIC) <= size:
-            self._end += len(MCAP0_MAGIC)
+            self._end += header.size + length + end_mark
         file.seek(0)
 
     def read(self, size: int = -1) -> bytes:

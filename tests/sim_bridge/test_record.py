@@ -1,5 +1,4 @@
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -14,6 +13,7 @@ from protos import record_pb2
 from sim_bridge.errors import RecordError
 from sim_bridge.record import Recorder
 from sim_bridge.record_reader import read_record
+from tests.sim_bridge.scripted_policy import wait_until
 
 
 def tick(number, size=8):
@@ -69,11 +69,11 @@ def test_killed_process_leaves_a_readable_record(tmp_path):
             time.sleep(0.01)
     """
     with subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"written\n"
-        while path.stat().st_size < 200:
-            assert process.poll() is None
-            threading.Event().wait(0.02)
-        process.send_signal(signal.SIGKILL)
+        try:
+            assert process.stdout.readline() == b"written\n"
+            wait_until(lambda: path.stat().st_size > 200)
+        finally:
+            process.kill()
     ticks = [message.tick for message in read_record(path)]
     assert len(ticks) >= 50
     assert ticks == list(range(len(ticks)))
