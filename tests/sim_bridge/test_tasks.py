@@ -7,6 +7,7 @@ import pytest
 
 from sim_bridge.tasks import TaskError, describe_task, make_task
 from sim_bridge.tasks.mujoco_channels import action_channels
+from sim_bridge.tasks.perturbations import PERTURBATIONS
 
 NOISY = ["actuation=0.3", "observation=0.2", "dynamics=0.05"]
 
@@ -43,11 +44,16 @@ def test_order_and_company_of_perturbations_leave_each_noise_stream_alone():
     np.testing.assert_array_equal(forward[:4], alone)
 
 
-def test_unseeded_reset_continues_the_noise_instead_of_repeating_it():
+def test_unseeded_reset_continues_the_stream_of_the_last_seed():
     env = make_task("InvertedPendulum-v5", perturbations=["observation=0.2"])
     plain = make_task("InvertedPendulum-v5")
-    factors = [env.reset(seed=seed)[0] / plain.reset(seed=seed)[0] for seed in (3, None)]
-    assert not np.allclose(factors[0], factors[1])
+
+    def factors():
+        return [env.reset(seed=seed)[0] / plain.reset(seed=seed)[0] for seed in (3, None)]
+
+    first, second = factors()
+    assert not np.allclose(first, second)
+    np.testing.assert_array_equal(factors(), [first, second])
 
 
 def test_zero_scale_is_the_unperturbed_task():
@@ -90,6 +96,21 @@ def test_actuation_noise_has_scale_times_half_the_range_and_respects_limits(prob
     assert (at_limit <= [3.0, 1.0]).all()
     assert (at_limit < [3.0, 1.0]).any()
     assert (at_limit == [3.0, 1.0]).any()
+
+
+def test_noise_streams_share_no_numbers_with_each_other_or_the_task(probe):
+    middle, sigma = np.float32([0.0, 0.5]), np.float32([0.3, 0.05])
+    actuation = make_task(probe, perturbations=["actuation=0.1"])
+    actuation.reset(seed=3)
+    actuation_draw = (actuation.step(middle)[0] - middle) / sigma
+    observation = make_task(probe, perturbations=["observation=0.2"]).reset(seed=3)[0]
+    observation_draw = (observation - 0.8) / 0.4
+    task_rng = gymnasium.utils.seeding.np_random(3)[0]
+    assert not np.allclose(actuation_draw, task_rng.standard_normal(2), atol=1e-3)
+    task_rng = gymnasium.utils.seeding.np_random(3)[0]
+    assert not np.allclose(observation_draw, task_rng.uniform(size=2), atol=1e-3)
+    streams = [wrapper.stream for wrapper in PERTURBATIONS.values()]
+    assert len(set(streams)) == len(streams)
 
 
 def test_observation_noise_is_a_uniform_factor_per_component(probe):
