@@ -45,8 +45,8 @@ class Agent(nn.Module):
             learning_rate=config.learning_rate,
             max_gradient_norm=config.max_gradient_norm,
         )
-        self.actor_optimiser = torch.optim.Adam(self.actor.parameters(), lr=config.learning_rate)
-        self.model_optimiser = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate)
+        self.actor_optimiser = torch.optim.Adam(self.actor.parameters(), lr=config.learning_rate, fused=True)
+        self.model_optimiser = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
         self.config = config
         self.updates = 0
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from dst_core.networks import ActionScale, EnsembleLinear, Standardiser
 
+INITIAL_NOISE = 0.3  # standard deviation; a law that starts narrow widens to its target sooner than a wide one shrinks
+
 
 class JointSamples(NamedTuple):
     """Samples of the return with its own gradients; sample i of each belongs together."""
@@ -45,7 +47,7 @@ class GenerativeCritic(nn.Module):
         inputs = self.observation_size + action.center.shape[0]
         self.trunk_in = EnsembleLinear(members, inputs, hidden)
         self.trunk_out = EnsembleLinear(members, hidden, hidden)
-        self.noise_in = nn.Parameter(torch.randn(members, noise_size, hidden) * noise_size**-0.5)
+        self.noise_in = nn.Parameter(torch.randn(members, noise_size, hidden) * INITIAL_NOISE / noise_size**0.5)
         self.head = EnsembleLinear(members, hidden, 1)
         self.register_buffer("return_scale", torch.ones(()))
 

@@ -34,7 +34,7 @@ class CriticLearner(nn.Module):
         self.target_critic = target_of(critic)
         sizes = {"action": critic.action.center.shape[0], "state": critic.observation_size}
         self.scale = JointScale(1 + sum(sizes[block] for block in blocks)).to(critic.noise_in.device)
-        self.optimiser = torch.optim.Adam(critic.parameters(), lr=learning_rate)
+        self.optimiser = torch.optim.Adam(critic.parameters(), lr=learning_rate, fused=True)
         self.discount = discount
         self.samples = samples
         self.truncate = truncate

@@ -14,6 +14,7 @@ from torch.nn import functional
 from dst_core.networks import ActionScale, Standardiser, mlp
 
 LOG_STD_MIN, LOG_STD_MAX = -7.0, 2.0
+INITIAL_OUTPUT_LOG_STD = -1.5  # a decoder that starts sharp has to use the latent; one that starts wide explains modes away as noise
 
 
 class Transition(NamedTuple):
@@ -82,7 +83,7 @@ class ConditionalVae(nn.Module):
         self.encoder = mlp(given + outcome, (hidden, hidden), 2 * latent)
         self.prior = mlp(given, (hidden, hidden), 2 * latent)
         self.decoder = mlp(given + latent, (hidden, hidden), outcome)
-        self.output_log_std = nn.Parameter(torch.zeros(outcome))
+        self.output_log_std = nn.Parameter(torch.full((outcome,), INITIAL_OUTPUT_LOG_STD))
         self.termination = mlp(size, (hidden, hidden), 1)
 
     @torch.no_grad()

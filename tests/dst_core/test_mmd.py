@@ -1,0 +1,99 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dst_core.mmd import max_sliced_mmd2, mmd2
+
+
+def kernel(x: torch.Tensor, y: torch.Tensor, h: float) -> float:
+    return -math.sqrt(1 + h**2 * float(((x - y) ** 2).sum())) / h
+
+
+def mmd2_by_double_loop(x: torch.Tensor, y: torch.Tensor, h: float) -> float:
+    n, m = len(x), len(y)
+    xx = sum(kernel(x[i], x[j], h) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    yy = sum(kernel(y[i], y[j], h) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    xy = sum(kernel(x[i], y[j], h) for i in range(n) for j in range(m)) / (n * m)
+    return xx + yy - 2 * xy
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(2, 6), m=st.integers(2, 6), d=st.integers(1, 4), h=st.floats(0.1, 100), seed=st.integers(0, 2**31))
+def test_mmd2_equals_the_double_loop_over_distinct_pairs(n: int, m: int, d: int, h: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(3, n, d, generator=generator, dtype=torch.float64)
+    y = torch.randn(3, m, d, generator=generator, dtype=torch.float64)
+    expected = [mmd2_by_double_loop(a, b, h) for a, b in zip(x, y, strict=True)]
+    assert mmd2(x, y, bandwidth=h).tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_mmd2_of_two_points_a_side_has_its_known_value() -> None:
+    x, y = torch.tensor([[0.0], [0.0]]), torch.tensor([[3.0], [3.0]])
+    known = 2 * (math.sqrt(1 + 9) - 1)
+    assert float(mmd2(x, y, bandwidth=1.0)) == pytest.approx(known)
+
+
+def test_mmd2_is_unbiased_zero_on_average_for_equal_laws() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(20_000, 5, 2, generator=generator), torch.randn(20_000, 5, 2, generator=generator)
+    values = mmd2(x, y, bandwidth=100.0)
+    assert abs(float(values.mean())) < 4 * float(values.std()) / math.sqrt(len(values))
+
+
+def test_large_bandwidth_gives_the_energy_distance() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(7, 3, generator=generator), 1 + torch.randn(5, 3, generator=generator)
+    between = torch.cdist(x, y).mean()
+    within = torch.cdist(x, x).sum() / (7 * 6) + torch.cdist(y, y).sum() / (5 * 4)
+    assert float(mmd2(x, y, bandwidth=1e4)) == pytest.approx(float(2 * between - within), abs=1e-3)
+
+
+def test_gradient_of_the_distance_equals_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(2, 5, 3, generator=generator, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda samples: mmd2(samples, y, bandwidth=3.0), (x,))
+
+
+def test_on_the_line_the_sliced_distance_and_its_gradient_are_the_plain_ones() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(4, 5, 1, generator=generator, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(4, 6, 1, generator=generator, dtype=torch.float64)
+    plain, sliced = mmd2(x, y, bandwidth=3.0), max_sliced_mmd2(x, y, bandwidth=3.0)
+    torch.testing.assert_close(sliced, plain)
+    torch.testing.assert_close(torch.autograd.grad(sliced.sum(), x), torch.autograd.grad(plain.sum(), x))
+
+
+def test_sliced_maximum_reaches_the_best_of_many_random_directions() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(64, 10, 4, generator=generator)
+    y = torch.randn(64, 20, 4, generator=generator) * torch.tensor([1.0, 2.0, 1.0, 0.5]) + 0.5
+    directions = torch.nn.functional.normalize(torch.randn(256, 4, generator=generator), dim=-1)
+    best = torch.stack([mmd2(x @ v[:, None], y @ v[:, None], bandwidth=100.0) for v in directions]).amax(0)
+    found = max_sliced_mmd2(x, y, bandwidth=100.0)
+    assert float(found.mean()) >= 0.98 * float(best.mean())
+
+
+def test_no_gradient_reaches_a_detached_target() -> None:
+    x = torch.randn(1, 3, 2, requires_grad=True)
+    y = torch.randn(1, 3, 2)
+    max_sliced_mmd2(x, y, bandwidth=1.0).sum().backward()
+    assert x.grad is not None
+    assert y.grad is None
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "bandwidth", "message"),
+    [
+        (torch.zeros(3, 2), torch.zeros(3, 1), 1.0, "number of columns"),
+        (torch.zeros(1, 2), torch.zeros(3, 2), 1.0, "at least two samples"),
+        (torch.zeros(3, 2), torch.zeros(1, 2), 1.0, "at least two samples"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), 0.0, "bandwidth must be positive"),
+    ],
+)
+def test_samples_that_do_not_fit_are_refused(x: torch.Tensor, y: torch.Tensor, bandwidth: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mmd2(x, y, bandwidth=bandwidth)

@@ -1,0 +1,103 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dst_core.critic import GenerativeCritic
+from dst_core.networks import ActionScale, Standardiser
+from dst_core.targets import sobolev_target, truncate
+from dst_core.world_model import ModelDraw
+
+
+class KnownModel:
+    """s' = 2 s + 3 a, r = s a, and a termination probability that does not depend on either."""
+
+    def __init__(self, termination: float) -> None:
+        self.termination = termination
+
+    def sample(self, observation: Tensor, action: Tensor, generator: torch.Generator | None = None) -> ModelDraw:
+        reward = (observation * action).sum(-1)
+        return ModelDraw(2 * observation + 3 * action, reward, torch.full_like(reward, self.termination))
+
+
+class Halve(nn.Module):
+    def forward(self, observation: Tensor) -> Tensor:
+        return observation / 2
+
+
+@pytest.fixture
+def critic() -> GenerativeCritic:
+    torch.manual_seed(0)
+    limit = torch.ones(1)
+    built = GenerativeCritic(
+        observation=Standardiser(1), action=ActionScale(-limit, limit), hidden=16, noise_size=4, members=2
+    )
+    return built.double()
+
+
+OBSERVATION = torch.tensor([[0.3], [-0.7], [1.1]], dtype=torch.float64)
+ACTION = torch.tensor([[0.5], [0.2], [-0.4]], dtype=torch.float64)
+
+
+def target(critic: GenerativeCritic, observation: Tensor, action: Tensor, *, termination: float = 0.0, blocks=("action", "state")) -> Tensor:
+    return sobolev_target(
+        observation,
+        action,
+        model=KnownModel(termination),
+        actor=Halve(),
+        critic=critic,
+        discount=0.9,
+        samples=3,
+        blocks=blocks,
+        generator=torch.Generator().manual_seed(5),
+    )
+
+
+def test_gradient_columns_equal_finite_differences_along_fixed_noise(critic: GenerativeCritic) -> None:
+    step = 1e-6
+    joint = target(critic, OBSERVATION, ACTION)
+    by_action = (target(critic, OBSERVATION, ACTION + step) - target(critic, OBSERVATION, ACTION - step))[..., 0] / (2 * step)
+    by_state = (target(critic, OBSERVATION + step, ACTION) - target(critic, OBSERVATION - step, ACTION))[..., 0] / (2 * step)
+    torch.testing.assert_close(joint[..., 1], by_action, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(joint[..., 2], by_state, rtol=1e-6, atol=1e-8)
+
+
+def test_gradient_column_is_the_chain_rule_of_section_2(critic: GenerativeCritic) -> None:
+    joint = target(critic, OBSERVATION, ACTION, blocks=("action",))
+    following = 2 * OBSERVATION + 3 * ACTION
+    noise = critic.draw_noise(3 * 3, 1, torch.Generator().manual_seed(5))
+    repeated = following[:, None].expand(-1, 3, -1).reshape(9, 1)
+    future = critic.joint(repeated, repeated / 2, noise)
+    slope = OBSERVATION[:, None, 0].repeat(1, 3).reshape(9) + 0.9 * 3 * (
+        future.observation_gradient[:, :, 0, 0] + 0.5 * future.action_gradient[:, :, 0, 0]
+    )
+    torch.testing.assert_close(joint[..., 1], slope.view(2, 3, 3).transpose(0, 1).reshape(3, 6))
+
+
+def test_certain_termination_does_not_bootstrap(critic: GenerativeCritic) -> None:
+    joint = target(critic, OBSERVATION, ACTION, termination=1.0)
+    expected = torch.cat([OBSERVATION * ACTION, OBSERVATION, ACTION], -1)
+    torch.testing.assert_close(joint, expected[:, None].expand_as(joint))
+
+
+def test_target_is_detached(critic: GenerativeCritic) -> None:
+    assert not target(critic, OBSERVATION, ACTION).requires_grad
+
+
+def test_without_blocks_the_target_is_the_return_alone(critic: GenerativeCritic) -> None:
+    assert target(critic, OBSERVATION, ACTION, blocks=()).shape == (3, 6, 1)
+
+
+def test_truncation_drops_the_largest_returns_and_keeps_joint_samples_whole() -> None:
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(4, 10, 3, generator=generator)
+    kept = truncate(samples, 0.25)
+    assert kept.shape == (4, 8, 3)
+    for rows, whole in zip(kept, samples, strict=True):
+        expected = sorted(whole.tolist())[:8]
+        assert rows.tolist() == expected
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_truncation_outside_zero_to_one_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=r"\[0, 1\)"):
+        truncate(torch.zeros(1, 4, 2), share)
