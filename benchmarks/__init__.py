@@ -1,0 +1,1 @@
+"""dst-bench: how fast training, inference and serving are on this machine."""

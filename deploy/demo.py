@@ -30,7 +30,7 @@ READY_TIMEOUT_S = 60
 INTERRUPTED = 130
 
 
-class Failed(Exception):
+class StepError(Exception):
     """A step did not succeed; its own message stands above."""
 
 
@@ -69,7 +69,7 @@ def main() -> int:
     except KeyboardInterrupt:
         console.print("\nstopped; nothing is left running")
         return INTERRUPTED
-    except Failed as error:
+    except StepError as error:
         console.print(f"[red]{error}[/]")
         return 1
     return 0
@@ -86,7 +86,7 @@ def _step(command: list[str]) -> None:
     with _ended(process):
         code = process.wait()
     if code != 0:
-        raise Failed(f"{command[0]} ended with exit code {code}")
+        raise StepError(f"{command[0]} ended with exit code {code}")
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def _wait_ready(process: "subprocess.Popen[str]") -> tuple[str, str]:
         print(line, end="", flush=True)
         if time.monotonic() > deadline:
             break
-    raise Failed("dst-serve did not become ready")
+    raise StepError("dst-serve did not become ready")
 
 
 @contextlib.contextmanager
@@ -143,8 +143,12 @@ def _show(console: Console, manifest: dict, report: dict) -> None:
     evaluation, trip = manifest["evaluation"], report["round_trip_us"]
     table = Table(show_header=False)
     table.add_row("return before training", f"{evaluation['untrained_return_mean']:.0f}")
-    table.add_row("return after training", f"{evaluation['return_mean']:.0f} over {evaluation['episodes']} held-out episodes")
-    table.add_row("return driven through the server", f"{report['return_mean']:.0f} over {len(report['episodes'])} episodes")
+    table.add_row(
+        "return after training", f"{evaluation['return_mean']:.0f} over {evaluation['episodes']} held-out episodes"
+    )
+    table.add_row(
+        "return driven through the server", f"{report['return_mean']:.0f} over {len(report['episodes'])} episodes"
+    )
     table.add_row("control round trip", f"p50 {trip['p50'] / 1000:.2f} ms, p99 {trip['p99'] / 1000:.2f} ms")
     table.add_row("missed ticks", f"{report['late_ticks']} of {report['ticks']} at {report['rate_hz']:.0f} Hz")
     console.print(table)

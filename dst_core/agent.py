@@ -7,7 +7,7 @@ from dst_core.actor import Actor, objective
 from dst_core.config import AgentConfig
 from dst_core.critic import GenerativeCritic
 from dst_core.critic_learner import CriticLearner
-from dst_core.networks import ActionScale, Standardiser, polyak, target_of
+from dst_core.networks import ActionScale, Standardiser, descend, polyak, target_of
 from dst_core.world_model import ConditionalVae, Transition
 
 CRITICS = 2
@@ -68,30 +68,28 @@ class Agent(nn.Module):
             Scalars for the log. A non-finite one is for the caller to stop at.
         """
         self.updates += 1
-        info = self._update_model(transition, generator)
+        info = self.update_model(transition, generator)
         info |= self.critics.step(transition, model=self.model, actor=self.target_actor, generator=generator)
         if self.updates % self.config.actor_delay == 0:
-            info |= self._update_actor(transition, generator)
+            info |= self.update_actor(transition, generator)
             polyak(self.target_actor, self.actor, self.config.polyak)
         return info
 
-    def _update_model(self, transition: Transition, generator: torch.Generator) -> dict[str, Tensor]:
+    def update_model(self, transition: Transition, generator: torch.Generator) -> dict[str, Tensor]:
+        """One step of the world model on real transitions; returns its losses."""
         losses = self.model.losses(transition, generator)
-        self._descend(self.model_optimiser, torch.stack(list(losses.values())).sum())
+        descend(
+            self.model_optimiser,
+            torch.stack(list(losses.values())).sum(),
+            max_gradient_norm=self.config.max_gradient_norm,
+        )
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _update_actor(self, transition: Transition, generator: torch.Generator) -> dict[str, Tensor]:
+    def update_actor(self, transition: Transition, generator: torch.Generator) -> dict[str, Tensor]:
+        """One step of the actor up the critics' samples; returns its objective."""
         critic = self.critics.critic
         noise = critic.draw_noise(len(transition.observation), self.config.samples, generator)
         returns = critic(transition.observation, self.actor(transition.observation), noise)
         value = objective(returns, risk=self.config.risk, risk_level=self.config.risk_level).mean()
-        self._descend(self.actor_optimiser, -value / critic.return_scale)
+        descend(self.actor_optimiser, -value / critic.return_scale, max_gradient_norm=self.config.max_gradient_norm)
         return {"actor_objective": value.detach()}
-
-    def _descend(self, optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-        parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-        gradients = torch.autograd.grad(loss, parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        nn.utils.clip_grad_norm_(parameters, self.config.max_gradient_norm)
-        optimiser.step()

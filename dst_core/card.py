@@ -8,26 +8,30 @@ def policy_card(manifest: dict[str, Any]) -> str:
     task, evaluation, uncertainty = manifest["task"], manifest["evaluation"], manifest["uncertainty"]
     noise = ", ".join(task["perturbations"]) or "none"
     low, high = uncertainty["return_quantile_levels"][0], uncertainty["return_quantile_levels"][-1]
+    mean, spread, worst = (evaluation[f"return_{name}"] for name in ("mean", "std", "min"))
+    training = manifest["training"]
     return f"""# Policy card: {manifest["name"]}
 
-Trained on **{task["environment"]}** with perturbations: {noise}. {manifest["training"]["steps"]} environment steps, seed
-{manifest["training"]["seed"]}, {manifest["training"]["algorithm"]}.
+Trained on **{task["environment"]}** with perturbations: {noise}.
+{training["steps"]} environment steps, seed {training["seed"]}, {training["algorithm"]}.
 
 ## How good it is
 
 | | return per episode |
 |---|---|
-| this policy, {evaluation["episodes"]} held-out episodes | {evaluation["return_mean"]:.1f} ± {evaluation["return_std"]:.1f} (worst {evaluation["return_min"]:.1f}) |
+| this policy, {evaluation["episodes"]} held-out episodes | {mean:.1f} ± {spread:.1f} (worst {worst:.1f}) |
 | before training | {evaluation["untrained_return_mean"]:.1f} |
 
 ± is one standard deviation between episodes.
 
 ## What it says about its own uncertainty
 
-With every action: the law of the discounted return (discount {uncertainty["discount"]}), from {uncertainty["sample_count"]} samples, as mean, standard
-deviation, quantiles from {low:g} to {high:g} and the mean of the worst {uncertainty["cvar_level"]:.0%}; and the law of its gradient with respect to the action.
+With every action: the law of the discounted return (discount {uncertainty["discount"]}), from
+{uncertainty["sample_count"]} samples, as mean, standard deviation, quantiles from {low:g} to {high:g} and the mean of
+the worst {uncertainty["cvar_level"]:.0%}; and the law of its gradient with respect to the action.
 
-**Not calibrated.** The quantiles are the critic's belief. No held-out coverage was measured; do not read the {low:g} to {high:g} band as a guarantee.
+**Not calibrated.** The quantiles are the critic's belief. No held-out coverage was measured; do not read the band from
+{low:g} to {high:g} as a guarantee.
 
 ## Contract
 
@@ -49,9 +53,16 @@ It has been evaluated in simulation only.
 
 
 def _observations(manifest: dict[str, Any]) -> str:
-    seen = zip(manifest["observation"], manifest["observed_range"]["low"], manifest["observed_range"]["high"], strict=True)
-    return "\n".join(f"| {channel['name']} | {channel['unit']} | {low:.3g} to {high:.3g} |" for channel, low, high in seen)
+    seen = zip(
+        manifest["observation"], manifest["observed_range"]["low"], manifest["observed_range"]["high"], strict=True
+    )
+    return "\n".join(
+        f"| {channel['name']} | {channel['unit']} | {low:.3g} to {high:.3g} |" for channel, low, high in seen
+    )
 
 
 def _actions(manifest: dict[str, Any]) -> str:
-    return "\n".join(f"| {channel['name']} | {channel['unit']} | {channel['low']:g} to {channel['high']:g} |" for channel in manifest["action"])
+    return "\n".join(
+        f"| {channel['name']} | {channel['unit']} | {channel['low']:g} to {channel['high']:g} |"
+        for channel in manifest["action"]
+    )

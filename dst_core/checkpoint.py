@@ -1,7 +1,6 @@
 """A run's directory: its configuration, and a checkpoint that holds tensors and JSON only (nothing is unpickled)."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ def write_json(path: Path, content: object) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part."""
     partial = path.with_suffix(path.suffix + ".partial")
     partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def save_checkpoint(directory: Path, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
@@ -28,7 +27,7 @@ def save_checkpoint(directory: Path, tensors: dict[str, Tensor], progress: dict[
     partial = directory / (CHECKPOINT_FILE + ".partial")
     plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     save_file(plain, partial, metadata={"progress": json.dumps(progress)})
-    os.replace(partial, directory / CHECKPOINT_FILE)
+    partial.replace(directory / CHECKPOINT_FILE)
 
 
 def load_config(directory: Path) -> dict[str, Any]:
@@ -41,9 +40,13 @@ def load_config(directory: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise TrainingError(f"{directory} holds no run: {CONFIG_FILE} is missing; train one with dst-train --out {directory}") from None
+        raise TrainingError(
+            f"{directory} holds no run: {CONFIG_FILE} is missing; train one with dst-train --out {directory}"
+        ) from None
     except (OSError, ValueError) as error:
-        raise TrainingError(f"{path} cannot be read: {error}; restore it, or train again into an empty directory") from error
+        raise TrainingError(
+            f"{path} cannot be read: {error}; restore it, or train again into an empty directory"
+        ) from error
     if not isinstance(config, dict):
         raise TrainingError(f"{path} must hold a JSON object, got {type(config).__name__}; restore it, or train again")
     return config
@@ -57,7 +60,9 @@ def load_checkpoint(directory: Path, device: torch.device) -> tuple[dict[str, Te
     """
     path = directory / CHECKPOINT_FILE
     if not path.exists():
-        raise TrainingError(f"{directory} holds no checkpoint ({CHECKPOINT_FILE}); train first, or wait for the first checkpoint")
+        raise TrainingError(
+            f"{directory} holds no checkpoint ({CHECKPOINT_FILE}); train first, or wait for the first checkpoint"
+        )
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (the file is no mapping)

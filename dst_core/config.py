@@ -62,11 +62,18 @@ class AgentConfig:
     def __post_init__(self) -> None:
         _require("discount", self.discount, "lie in (0, 1)", 0 < self.discount < 1)
         _require("truncate", self.truncate, "lie in [0, 1)", 0 <= self.truncate < 1)
-        _require("samples", self.samples, "be at least 2: the unbiased estimator leaves pairs of one sample out", self.samples >= 2)
+        _require(
+            "samples",
+            self.samples,
+            "be at least 2: the unbiased estimator leaves pairs of one sample out",
+            self.samples >= 2,
+        )
         kept = 2 * self.samples - int(self.truncate * 2 * self.samples)
         _require("truncate", self.truncate, f"leave at least 2 of the {2 * self.samples} target samples", kept >= 2)
         _require("polyak", self.polyak, "lie in (0, 1]", 0 < self.polyak <= 1)
-        _require("risk_level", self.risk_level, "lie in (0, 1] for cvar", self.risk != "cvar" or 0 < self.risk_level <= 1)
+        _require(
+            "risk_level", self.risk_level, "lie in (0, 1] for cvar", self.risk != "cvar" or 0 < self.risk_level <= 1
+        )
         for name in ("hidden", "noise_size", "latent", "actor_delay"):
             _require(name, getattr(self, name), "be at least 1", getattr(self, name) >= 1)
         for name in ("bandwidth", "learning_rate", "max_gradient_norm"):
@@ -122,7 +129,16 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _require("seed", self.seed, f"lie in 0..{MAX_SEED}", 0 <= self.seed <= MAX_SEED)
         _require("exploration", self.exploration, "not be negative", self.exploration >= 0)
-        for name in ("steps", "batch", "replay", "evaluate_every", "evaluation_episodes", "checkpoint_every", "warmup_steps", "forecast_updates"):
+        for name in (
+            "steps",
+            "batch",
+            "replay",
+            "evaluate_every",
+            "evaluation_episodes",
+            "checkpoint_every",
+            "warmup_steps",
+            "forecast_updates",
+        ):
             _require(name, getattr(self, name), "be at least 1", getattr(self, name) >= 1)
         _require("updates_per_step", self.updates_per_step, "be at least 1", self.updates_per_step >= 1)
         _require("replay", self.replay, f"hold at least one batch ({self.batch})", self.replay >= self.batch)
@@ -138,7 +154,9 @@ class TrainConfig:
             agent = AgentConfig(**plain["agent"])
             return cls(**{**plain, "agent": agent, "perturb": tuple(plain["perturb"]), "out": out})
         except (TypeError, KeyError) as error:
-            raise ValueError(f"the configuration of the run in {out} is of another version or was edited: {error}") from error
+            raise ValueError(
+                f"the configuration of the run in {out} is of another version or was edited: {error}"
+            ) from error
 
     def to_json(self) -> dict[str, object]:
         """The resolved configuration, fit for JSON; `out`, `resume` and `device` are of the call, not of the run."""

@@ -82,7 +82,7 @@ class GenerativeCritic(nn.Module):
         slope_first = through_trunk.view_as(slope_second) * _silu_slope(first)[:, :, None]
         into_inputs = slope_first.flatten(1, 2) @ self.trunk_in.weight.transpose(-1, -2)
         gradient = self.return_scale * into_inputs.view(*slope_second.shape[:3], -1)
-        by_observation, by_action = gradient.split([self.observation_size, gradient.shape[-1] - self.observation_size], -1)
+        by_observation, by_action = gradient.tensor_split([self.observation_size], -1)
         return JointSamples(
             returns=self._returns(activated),
             action_gradient=by_action / self.action.half_range,
@@ -99,7 +99,8 @@ class GenerativeCritic(nn.Module):
 
     def _returns(self, activated: Tensor) -> Tensor:
         flat = self.head(activated.flatten(1, 2))
-        return self.return_scale * flat.view(activated.shape[:3])
+        returns: Tensor = self.return_scale * flat.view(activated.shape[:3])
+        return returns
 
 
 def _silu_slope(x: Tensor) -> Tensor:

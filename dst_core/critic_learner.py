@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from dst_core.actor import Actor
 from dst_core.critic import GenerativeCritic
-from dst_core.networks import polyak, target_of
+from dst_core.networks import descend, polyak, target_of
 from dst_core.sobolev_loss import Distance, JointScale, sobolev_loss
 from dst_core.targets import sobolev_target, truncate
 from dst_core.world_model import StepModel, Transition
@@ -45,7 +45,24 @@ class CriticLearner(nn.Module):
         self.polyak = polyak
         self.max_gradient_norm = max_gradient_norm
 
-    def step(self, transition: Transition, *, model: StepModel, actor: Actor, generator: torch.Generator) -> dict[str, Tensor]:
+    def target(self, transition: Transition, *, model: StepModel, actor: Actor, generator: torch.Generator) -> Tensor:
+        """Truncated samples of the Sobolev Bellman target, (B, K, D); arguments as `step`."""
+        samples = sobolev_target(
+            transition.observation,
+            transition.action,
+            model=model,
+            actor=actor,
+            critic=self.target_critic,
+            discount=self.discount,
+            samples=self.samples,
+            blocks=self.blocks,
+            generator=generator,
+        )
+        return truncate(samples, self.truncate)
+
+    def step(
+        self, transition: Transition, *, model: StepModel, actor: Actor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """Move both critics one step towards the target through the world model.
 
         Args:
@@ -57,24 +74,14 @@ class CriticLearner(nn.Module):
         Returns:
             Scalars: `critic_loss` in standardised units, `target_mean` and `target_std` of the return in units of reward.
         """
-        observation, action = transition.observation, transition.action
-        target = truncate(
-            sobolev_target(
-                observation,
-                action,
-                model=model,
-                actor=actor,
-                critic=self.target_critic,
-                discount=self.discount,
-                samples=self.samples,
-                blocks=self.blocks,
-                generator=generator,
-            ),
-            self.truncate,
-        )
+        target = self.target(transition, model=model, actor=actor, generator=generator)
         self.scale.update(target)
         loss = sobolev_loss(
-            self.critic.joint(observation, action, self.critic.draw_noise(len(observation), self.samples, generator)),
+            self.critic.joint(
+                transition.observation,
+                transition.action,
+                self.critic.draw_noise(len(transition.reward), self.samples, generator),
+            ),
             target,
             std=self.scale.std,
             gradient_weight=self.gradient_weight,
@@ -82,10 +89,7 @@ class CriticLearner(nn.Module):
             bandwidth=self.bandwidth,
             blocks=self.blocks,
         )
-        self.optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.critic.parameters(), self.max_gradient_norm)
-        self.optimiser.step()
+        descend(self.optimiser, loss, max_gradient_norm=self.max_gradient_norm)
         polyak(self.target_critic, self.critic, self.polyak)
         returns = target[..., 0]
         return {"critic_loss": loss.detach(), "target_mean": returns.mean(), "target_std": returns.std(1).mean()}

@@ -45,7 +45,7 @@ LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "g
 class ExportConfig:
     """Export a finished training run as an immutable policy bundle.
 
-    examples:
+    Examples:
       dst-export runs/pendulum --out bundles/pendulum
       dst-export runs/pendulum --out bundles/pendulum-128 --name pendulum --samples 128
     """
@@ -84,7 +84,9 @@ def export(config: ExportConfig) -> dict[str, Any]:
     actor = copy.deepcopy(run.agent.actor).eval()
     critic = copy.deepcopy(run.forecast).eval()
     noise = baked_noise(critic, count=config.samples, seed=NOISE_SEED)
-    summarise = Summarise(count=config.samples, return_levels=RETURN_LEVELS, cvar_level=CVAR_LEVEL, norm_levels=NORM_LEVELS)
+    summarise = Summarise(
+        count=config.samples, return_levels=RETURN_LEVELS, cvar_level=CVAR_LEVEL, norm_levels=NORM_LEVELS
+    )
     uncertainty = UncertaintyGraph(critic, noise, summarise).eval()
     policy = PolicyGraph(actor, uncertainty).eval()
     probes = _probes(run)
@@ -105,7 +107,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
             export_graph(graph, inputs, outputs, path)
             check_graph(path, graph, inputs, outputs)
         check_gradients(directory / "uncertainty.onnx", uncertainty, probes, actions)
-        np.savez(directory / "golden.npz", **_golden(policy, probes[:GOLDEN_ROWS]))
+        np.savez(directory / "golden.npz", allow_pickle=False, **_golden(policy, probes[:GOLDEN_ROWS]))
         manifest = _manifest(config, run)
         (directory / "README.md").write_text(policy_card(manifest), encoding="utf-8")
         manifest["files"] = {path.name: _sha256(path.read_bytes()) for path in sorted(directory.iterdir())}
@@ -150,7 +152,10 @@ def _probes(run: Run) -> Tensor:
 def _golden(policy: PolicyGraph, probes: Tensor) -> dict[str, NDArray[np.float32]]:
     with torch.no_grad():
         outputs = policy(probes)
-    return {"observation": probes.numpy(), **{name: value.numpy() for name, value in zip(["action", *Summary._fields], outputs, strict=True)}}
+    return {
+        "observation": probes.numpy(),
+        **{name: value.numpy() for name, value in zip(["action", *Summary._fields], outputs, strict=True)},
+    }
 
 
 def _manifest(config: ExportConfig, run: Run) -> dict[str, Any]:
@@ -227,7 +232,9 @@ def main() -> None:
     except (ExportError, TrainingError, TaskError, ValueError) as error:
         print(f"dst-export: {error}", file=sys.stderr)
         sys.exit(2)
-    print(f"exported {manifest['name']} version {manifest['version'][:12]} to {config.out}; serve with dst-serve {config.out}")
+    print(
+        f"exported {manifest['name']} version {manifest['version'][:12]} to {config.out}; serve with dst-serve {config.out}"
+    )
 
 
 if __name__ == "__main__":

@@ -92,4 +92,6 @@ def export_graph(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str]
     for value in [*model.graph.input, *model.graph.output]:
         axis = value.type.tensor_type.shape.dim[0]
         if not axis.dim_param:
-            raise RuntimeError(f"{path.name}: the batch axis of {value.name} was fixed to {axis.dim_value} by the export")
+            raise RuntimeError(
+                f"{path.name}: the batch axis of {value.name} was fixed to {axis.dim_value} by the export"
+            )

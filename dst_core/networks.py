@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -58,7 +59,9 @@ class Standardiser(nn.Module):
 
     def clamp(self, x: Tensor) -> Tensor:
         """Into the range of the rows seen; the identity before the first one."""
-        return x.clamp(torch.where(self.count > 0, self.low, -torch.inf), torch.where(self.count > 0, self.high, torch.inf))
+        return x.clamp(
+            torch.where(self.count > 0, self.low, -torch.inf), torch.where(self.count > 0, self.high, torch.inf)
+        )
 
 
 class ActionScale(nn.Module):
@@ -101,7 +104,7 @@ def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
     """A perceptron with SiLU between its layers: smooth, since its input gradients are trained or followed."""
     sizes = [inputs, *hidden]
     layers: list[nn.Module] = []
-    for wide, narrow in zip(sizes[:-1], sizes[1:], strict=True):
+    for wide, narrow in pairwise(sizes):
         layers += [nn.Linear(wide, narrow), nn.SiLU()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
 
@@ -115,3 +118,12 @@ def target_of(network: M) -> M:
 def polyak(target: nn.Module, source: nn.Module, rate: float) -> None:
     """Move the target's parameters by `rate` towards the source's."""
     torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
+
+
+def descend(optimiser: torch.optim.Optimizer, loss: Tensor, *, max_gradient_norm: float) -> None:
+    """One step of the optimiser down the loss; gradients reach its own parameters only, scaled down to the norm given."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient
+    nn.utils.clip_grad_norm_(parameters, max_gradient_norm)
+    optimiser.step()

@@ -58,4 +58,6 @@ def _compare(what: str, got: NDArray[np.floating], truth: NDArray[np.floating]) 
     size = float(np.abs(truth).max())
     error = float(np.abs(got - truth).max())
     if not error <= RELATIVE * max(size, 1e-3):
-        raise ExportError(f"{what} differs from torch by {error:.3g}, which is more than {RELATIVE} of its size {size:.3g}")
+        raise ExportError(
+            f"{what} differs from torch by {error:.3g}, which is more than {RELATIVE} of its size {size:.3g}"
+        )

@@ -1,17 +1,15 @@
 """What a person sees while a policy trains: a bar with return, losses and speed on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dst_core.config import TrainConfig
 from dst_core.evaluate import Evaluation
-
-T = TypeVar("T")
 
 
 class TrainingProgress:
@@ -38,7 +36,9 @@ class TrainingProgress:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     @property
@@ -71,10 +71,10 @@ class TrainingProgress:
         """Leave a line above the bar."""
         self.console.print(line, markup=False, highlight=False)
 
-    def track_forecast(self, items: Iterable[T], total: int) -> Iterator[T]:
-        """Show the fit of the evaluation critic."""
+    def track_forecast(self, updates: int) -> Iterator[int]:
+        """Show the fit of the evaluation critic while its updates are counted."""
         self.say("fitting the evaluation critic to the finished actor")
-        task = self._bar.add_task("evaluation critic", total=total, state="")
-        for item in items:
-            yield item
+        task = self._bar.add_task("evaluation critic", total=updates, state="")
+        for update in range(updates):
+            yield update
             self._bar.advance(task)

@@ -26,7 +26,9 @@ def choose_device(wanted: str) -> torch.device:
         TrainingError: if CUDA is demanded and missing.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("--device cuda needs a CUDA GPU and a CUDA build of torch, none was found; use --device auto or cpu")
+        raise TrainingError(
+            "--device cuda needs a CUDA GPU and a CUDA build of torch, none was found; use --device auto or cpu"
+        )
     return torch.device("cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -89,7 +91,13 @@ class Run:
             generator=torch.Generator(device).manual_seed(config.seed),
             exploration=np.random.default_rng([config.seed, 1]),
             forecast=forecast,
-            progress={"step": 0, "episodes": 0, "warmup": {"rewards": [], "ends": []}, "evaluations": [], "forecast": False},
+            progress={
+                "step": 0,
+                "episodes": 0,
+                "warmup": {"rewards": [], "ends": []},
+                "evaluations": [],
+                "forecast": False,
+            },
         )
 
     def save(self, directory: Path) -> None:
@@ -122,7 +130,9 @@ class Run:
             self.forecast.load_state_dict(_below(tensors, "forecast"))
             self.replay.load_state(_below(tensors, "replay"))
         except (RuntimeError, KeyError) as error:
-            raise TrainingError(f"the checkpoint in {directory} does not fit this task: {error}; train again into another --out") from error
+            raise TrainingError(
+                f"the checkpoint in {directory} does not fit this task: {error}; train again into another --out"
+            ) from error
         for name, optimiser in self._optimisers().items():
             load_optimiser(optimiser, name, tensors)
         self.generator.set_state(tensors["generator"].cpu())
@@ -150,4 +160,6 @@ def _require_same_run(directory: Path, kept: dict[str, Any], asked: dict[str, An
             f"the checkpoint in {directory} is of another run: {lines}. Repeat the call it was started with, or choose another --out"
         )
     if kept["steps"] > asked["steps"]:
-        raise TrainingError(f"the run in {directory} was asked for {kept['steps']} steps; --steps {asked['steps']} would shorten it")
+        raise TrainingError(
+            f"the run in {directory} was asked for {kept['steps']} steps; --steps {asked['steps']} would shorten it"
+        )

@@ -56,7 +56,9 @@ def sobolev_loss(
     Returns:
         (): loss in standardised units.
     """
-    gradients = [{"action": predicted.action_gradient, "state": predicted.observation_gradient}[block] for block in blocks]
+    gradients = [
+        {"action": predicted.action_gradient, "state": predicted.observation_gradient}[block] for block in blocks
+    ]
     joint = torch.cat([predicted.returns.unsqueeze(-1), *gradients], -1)
     weight = torch.full_like(std, gradient_weight)
     weight[0] = 1.0

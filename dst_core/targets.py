@@ -20,7 +20,7 @@ def sobolev_target(
     blocks: tuple[str, ...] = ("action",),
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Target samples for replayed state-action pairs (method, section 2):
+    """Target samples for replayed state-action pairs (method, section 2).
 
         (s', r) = g(s, a, eps),   a' = pi_target(s'),   y = r + discount (1 - p_end) Z_target(s', a', xi),   Y = [y; dy/da (; dy/ds)].
 
@@ -44,14 +44,21 @@ def sobolev_target(
     """
     members, batch = critic.members, observation.shape[0]
     copies = (members, batch, samples)
-    state = observation[None, :, None].expand(*copies, -1).reshape(-1, observation.shape[-1]).requires_grad_("state" in blocks)
+    state = (
+        observation[None, :, None]
+        .expand(*copies, -1)
+        .reshape(-1, observation.shape[-1])
+        .requires_grad_("state" in blocks)
+    )
     chosen = action[None, :, None].expand(*copies, -1).reshape(-1, action.shape[-1]).requires_grad_("action" in blocks)
     with torch.enable_grad():
         draw = model.sample(state, chosen, generator)
         next_action = actor(draw.next_observation)
         noise = critic.draw_noise(batch * samples, 1, generator)
         future = critic(
-            draw.next_observation.view(members, batch * samples, -1), next_action.view(members, batch * samples, -1), noise
+            draw.next_observation.view(members, batch * samples, -1),
+            next_action.view(members, batch * samples, -1),
+            noise,
         )
         y = draw.reward + discount * (1 - draw.termination) * future.reshape(-1)
         inputs = [{"action": chosen, "state": state}[block] for block in blocks]

@@ -1,10 +1,8 @@
 """dst-train: learn a policy and the law of its return in a task."""
 
-import json
 import signal
 import sys
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -19,13 +17,14 @@ from torch.utils.tensorboard import SummaryWriter
 from dst_core.checkpoint import CHECKPOINT_FILE, CONFIG_FILE, write_json
 from dst_core.config import TrainConfig
 from dst_core.errors import DivergedError, TrainingError
-from dst_core.evaluate import evaluate, evaluation_seeds, torch_policy
-from dst_core.forecast import fit_forecast
+from dst_core.evaluate import Environment, evaluate, evaluation_seeds, torch_policy
+from dst_core.forecast import Forecast
 from dst_core.progress import TrainingProgress
 from dst_core.run import Run, choose_device
 from dst_core.world_model import Transition
 from sim_bridge.tasks import TaskError, make_task
 
+Array = NDArray[np.floating[Any]]
 EVALUATIONS_FILE = "evaluations.json"
 EPISODES_PER_SEED = 1_000_000
 LOG_EVERY_UPDATES = 100
@@ -59,7 +58,7 @@ class Trainer:
             env.close()
             self.run.save(self.out)
 
-    def _episode(self, env: Any) -> None:
+    def _episode(self, env: Environment) -> None:
         """One episode of experience and the updates it pays for; ends early at the last step or when stopped."""
         config, progress = self.run.config, self.run.progress
         observation, _ = env.reset(seed=config.seed * EPISODES_PER_SEED + progress["episodes"])
@@ -97,11 +96,17 @@ class Trainer:
         noise = config.exploration * (high - low) / 2 * self.run.exploration.standard_normal(len(low))
         return np.clip(action + noise, low, high).astype(np.float32)
 
-    def _transition(self, observation: Any, action: Any, reward: float, following: Any, terminated: bool) -> Transition:
+    def _transition(
+        self, observation: Array, action: Array, reward: float, following: Array, terminated: bool
+    ) -> Transition:
         rows = (observation, action, reward, following, float(terminated))
         if not all(np.isfinite(row).all() for row in rows):
-            raise DivergedError(f"the task gave a number that is not finite at step {self.run.progress['step'] + 1}: {rows}")
-        return Transition(*(torch.as_tensor(row, dtype=torch.float32, device=self.run.replay.device)[None] for row in rows))
+            raise DivergedError(
+                f"the task gave a number that is not finite at step {self.run.progress['step'] + 1}: {rows}"
+            )
+        return Transition(
+            *(torch.as_tensor(row, dtype=torch.float32, device=self.run.replay.device)[None] for row in rows)
+        )
 
     def _warm_up(self, reward: float, over: bool) -> None:
         """Collect rewards; at the end of the warm-up the spread of their discounted sums becomes the critics' output scale."""
@@ -154,24 +159,15 @@ class Trainer:
         run = self.run
         if run.progress["forecast"]:
             return
-        learner = None
-        for learner in self.progress.track_forecast(
-            fit_forecast(
-                run.agent.critics.critic,
-                config=run.config.agent,
-                updates=run.config.forecast_updates,
-                sample=lambda: run.replay.sample(run.config.batch, run.generator),
-                model=run.agent.model,
-                actor=run.agent.actor,
-                generator=run.generator,
-            ),
-            run.config.forecast_updates,
-        ):
+        updates = run.config.forecast_updates
+        forecast = Forecast(run.agent.critics.critic, config=run.config.agent, updates=updates)
+        for _ in self.progress.track_forecast(updates):
             if self.stopped:
                 return
-        if learner is not None:
-            run.forecast.load_state_dict(learner.target_critic.state_dict())
-            run.progress["forecast"] = True
+            transition = run.replay.sample(run.config.batch, run.generator)
+            forecast.step(transition, model=run.agent.model, actor=run.agent.actor, generator=run.generator)
+        run.forecast.load_state_dict(forecast.critic.state_dict())
+        run.progress["forecast"] = True
 
 
 def _prepare(config: TrainConfig) -> Run:
@@ -206,17 +202,19 @@ def train(config: TrainConfig) -> int:
         stack.callback(log.close)
         progress = stack.enter_context(TrainingProgress(config, start=run.progress["step"]))
         trainer = Trainer(run, config.out, progress=progress, log=log)
-        stack.enter_context(_interruptible(trainer))
+        stack.enter_context(_Interruptible(trainer))
         began = time.monotonic()
         trainer.train()
         if trainer.stopped:
             progress.say(f"stopped at step {run.progress['step']} and saved; the same command with --resume goes on")
             return INTERRUPTED
-        progress.say(f"finished {run.progress['step']} steps in {time.monotonic() - began:.0f} s; export with dst-export {config.out}")
+        progress.say(
+            f"finished {run.progress['step']} steps in {time.monotonic() - began:.0f} s; export with dst-export {config.out}"
+        )
     return 0
 
 
-class _interruptible:
+class _Interruptible:
     """The first SIGINT or SIGTERM asks the trainer to stop and save; a second one ends the process as usual."""
 
     def __init__(self, trainer: Trainer) -> None:

@@ -14,7 +14,9 @@ from torch.nn import functional
 from dst_core.networks import ActionScale, Standardiser, mlp
 
 LOG_STD_MIN, LOG_STD_MAX = -7.0, 2.0
-INITIAL_OUTPUT_LOG_STD = -1.5  # a decoder that starts sharp has to use the latent; one that starts wide explains modes away as noise
+INITIAL_OUTPUT_LOG_STD = (
+    -1.5
+)  # a decoder that starts sharp has to use the latent; one that starts wide explains modes away as noise
 
 
 class Transition(NamedTuple):

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from protos import policy_pb2 as pb
 from protos.codec import FloatArray, samples_to_proto, summary_to_proto
 from server.core import Clock, Decision, ServedPolicy
@@ -24,11 +26,19 @@ from server.telemetry import Status, Telemetry
 INBOX_LIMIT = 64
 """Observations of one robot received and not yet answered; further ones stay in its connection."""
 INT64_MAX = (1 << 63) - 1
-STATUSES: dict[pb.DecisionStatus.ValueType, Status] = {
-    pb.DECISION_STATUS_SUPERSEDED: "superseded",
-    pb.DECISION_STATUS_EXPIRED: "expired",
-    pb.DECISION_STATUS_REJECTED: "rejected",
-    pb.DECISION_STATUS_FAILED: "failed",
+NOTHING: FloatArray = np.empty(0, np.float32)
+
+
+class SupersededError(ServingError):
+    """A newer observation of the same robot had arrived; says nothing, for nothing went wrong."""
+
+
+REFUSALS: dict[type[ServingError], tuple[pb.DecisionStatus.ValueType, Status]] = {
+    InvalidInputError: (pb.DECISION_STATUS_REJECTED, "rejected"),
+    SupersededError: (pb.DECISION_STATUS_SUPERSEDED, "superseded"),
+    ExpiredError: (pb.DECISION_STATUS_EXPIRED, "expired"),
+    InferenceError: (pb.DECISION_STATUS_FAILED, "failed"),
+    OverloadedError: (pb.DECISION_STATUS_FAILED, "overloaded"),
 }
 
 
@@ -36,9 +46,9 @@ STATUSES: dict[pb.DecisionStatus.ValueType, Status] = {
 class _Received:
     observation: pb.Observation
     received_ns: int
-    vector: FloatArray | None
-    """None where the observation was refused; then `error` says why."""
-    error: str
+    vector: FloatArray
+    """Empty where the observation was refused."""
+    refusal: InvalidInputError | None
 
 
 class ControlSession:
@@ -81,6 +91,8 @@ class ControlSession:
                     return
                 self._inbox.append(self._checked(request.observation, received_ns))
                 self._arrived.set()
+                # The answer is begun before the next read is.
+                await asyncio.sleep(0)
                 while len(self._inbox) >= INBOX_LIMIT and not self._ended:
                     self._room.clear()
                     await self._room.wait()
@@ -88,18 +100,18 @@ class ControlSession:
             self._finish(None)
 
     def _checked(self, observation: pb.Observation, received_ns: int) -> _Received:
-        vector, error = None, ""
+        vector, refusal = NOTHING, None
         try:
             self._check_times(observation)
             vector = self._policy.checked_observation(observation.values)
             self._newest = observation.tick
-        except InvalidInputError as refusal:
-            error = str(refusal)
+        except InvalidInputError as error:
+            refusal = error
         if observation.HasField("status"):
             late = self._live.report(observation.status)
             if late:
                 self._telemetry.late_ticks(self._name, late)
-        return _Received(observation=observation, received_ns=received_ns, vector=vector, error=error)
+        return _Received(observation=observation, received_ns=received_ns, vector=vector, refusal=refusal)
 
     def _check_times(self, observation: pb.Observation) -> None:
         if observation.tick <= self._last_tick:
@@ -139,37 +151,31 @@ class ControlSession:
                 await self._arrived.wait()
             received = self._inbox.popleft()
             self._room.set()
-            yield pb.ControlResponse(decision=await self._answer(received))
+            try:
+                decision = await self._decide(received)
+            except ServingError as refusal:
+                yield self._refusal(received, refusal)
+            else:
+                answer = self._answer(received, decision)
+                yield pb.ControlResponse(decision=answer)
+                # The robot has its answer; what is counted need not keep it waiting.
+                self._count(received, decision, answer.replied_ns)
 
-    async def _answer(self, received: _Received) -> pb.ControlDecision:
-        observation, received_ns = received.observation, received.received_ns
-        if received.vector is None:
-            self._live.rejected += 1
-            return self._refusal(received, pb.DECISION_STATUS_REJECTED, received.error)
-        if self._newest > observation.tick:
-            self._live.superseded += 1
-            return self._refusal(received, pb.DECISION_STATUS_SUPERSEDED, "")
-        try:
-            decision = await self._policy.decide(
-                received.vector,
-                self._detail,
-                received_ns=received_ns,
-                # The clocks of robot and server cannot be compared, so the budget counts from receipt.
-                deadline_ns=received_ns + observation.validity_ns,
-            )
-        except ExpiredError as error:
-            return self._refusal(received, pb.DECISION_STATUS_EXPIRED, str(error))
-        except (InferenceError, OverloadedError) as error:
-            return self._refusal(received, pb.DECISION_STATUS_FAILED, str(error))
-        self._live.record(observation.tick, decision, received_ns)
-        replied_ns = self._clock()
-        self._telemetry.decided(
-            self._name,
-            "control",
-            queue_ns=decision.queue_ns,
-            inference_ns=decision.inference_ns,
-            total_ns=replied_ns - received_ns,
+    async def _decide(self, received: _Received) -> Decision:
+        if received.refusal is not None:
+            raise received.refusal
+        if self._newest > received.observation.tick:
+            raise SupersededError
+        return await self._policy.decide(
+            received.vector,
+            self._detail,
+            received_ns=received.received_ns,
+            # The clocks of robot and server cannot be compared, so the budget counts from receipt.
+            deadline_ns=received.received_ns + received.observation.validity_ns,
         )
+
+    def _answer(self, received: _Received, decision: Decision) -> pb.ControlDecision:
+        observation = received.observation
         return pb.ControlDecision(
             tick=observation.tick,
             status=pb.DECISION_STATUS_OK,
@@ -177,20 +183,33 @@ class ControlSession:
             policy_version=self._version,
             valid_until_ns=observation.sent_ns + observation.validity_ns,
             sent_ns=observation.sent_ns,
-            received_ns=received_ns,
-            replied_ns=replied_ns,
+            received_ns=received.received_ns,
+            replied_ns=self._clock(),
             queue_ns=decision.queue_ns,
             inference_ns=decision.inference_ns,
         )
 
-    def _refusal(self, received: _Received, status: pb.DecisionStatus.ValueType, error: str) -> pb.ControlDecision:
-        self._telemetry.refused(self._name, "control", STATUSES[status])
+    def _count(self, received: _Received, decision: Decision, replied_ns: int) -> None:
+        self._live.record(received.observation.tick, decision, received.received_ns)
+        self._telemetry.decided(
+            self._name,
+            "control",
+            queue_ns=decision.queue_ns,
+            inference_ns=decision.inference_ns,
+            total_ns=replied_ns - received.received_ns,
+        )
+
+    def _refusal(self, received: _Received, refusal: ServingError) -> pb.ControlResponse:
+        status, counted = REFUSALS[type(refusal)]
+        self._telemetry.refused(self._name, "control", counted)
+        self._live.rejected += counted == "rejected"
+        self._live.superseded += counted == "superseded"
         observation = received.observation
         replied_ns = self._clock()
-        return pb.ControlDecision(
+        decision = pb.ControlDecision(
             tick=observation.tick,
             status=status,
-            error=error,
+            error=str(refusal),
             policy_version=self._version,
             valid_until_ns=min(observation.sent_ns + max(observation.validity_ns, 0), INT64_MAX),
             sent_ns=observation.sent_ns,
@@ -198,6 +217,7 @@ class ControlSession:
             replied_ns=replied_ns,
             queue_ns=replied_ns - received.received_ns,
         )
+        return pb.ControlResponse(decision=decision)
 
 
 def decision_to_proto(decision: Decision) -> pb.Decision:

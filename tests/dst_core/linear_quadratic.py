@@ -46,7 +46,9 @@ class LinearQuadratic:
             "gradient_std": np.sqrt(np.diag(4 * g**2 * self.B.T @ X @ self.B)),
         }
 
-    def simulate(self, s: np.ndarray, a: np.ndarray, *, runs: int, steps: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    def simulate(
+        self, s: np.ndarray, a: np.ndarray, *, runs: int, steps: int, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Monte-Carlo samples of (Z, dZ/da), (runs,) and (runs, A), along explicit trajectories."""
         rng = np.random.default_rng(seed)
         noise = rng.multivariate_normal(np.zeros(len(s)), self.Sigma, size=(runs, steps))
@@ -57,7 +59,9 @@ class LinearQuadratic:
             weight = self.discount**t
             total += weight * self.reward(state, action)
             d_action = np.tile(np.eye(len(a)), (runs, 1, 1)) if t == 0 else -self.K @ by_action
-            cost_slope = np.einsum("ri,rij->rj", state @ self.Q, by_action) + np.einsum("ri,rij->rj", action @ self.R, d_action)
+            cost_slope = np.einsum("ri,rij->rj", state @ self.Q, by_action) + np.einsum(
+                "ri,rij->rj", action @ self.R, d_action
+            )
             gradient -= 2 * weight * cost_slope
             by_action = self.A @ by_action + self.B @ d_action
             state = state @ self.A.T + action @ self.B.T + noise[:, t]
@@ -88,7 +92,9 @@ class TrueSimulator:
     """The problem's own dynamics as a `StepModel`."""
 
     def __init__(self, problem: LinearQuadratic) -> None:
-        self.A, self.B, self.Q, self.R = (torch.as_tensor(m, dtype=torch.float32) for m in (problem.A, problem.B, problem.Q, problem.R))
+        self.A, self.B, self.Q, self.R = (
+            torch.as_tensor(m, dtype=torch.float32) for m in (problem.A, problem.B, problem.Q, problem.R)
+        )
         self.root = torch.linalg.cholesky(torch.as_tensor(problem.Sigma, dtype=torch.float32))
 
     def sample(self, observation: Tensor, action: Tensor, generator: torch.Generator | None = None) -> ModelDraw:

@@ -43,7 +43,9 @@ def test_runs_outside_their_range_are_refused_by_name(choice: dict[str, object],
 
 
 def test_configuration_survives_json() -> None:
-    config = TrainConfig(env="Hopper-v5", perturb=("actuation=0.1",), agent=AgentConfig(truncate=0.2, sobolev="full"), out=Path("x"))
+    config = TrainConfig(
+        env="Hopper-v5", perturb=("actuation=0.1",), agent=AgentConfig(truncate=0.2, sobolev="full"), out=Path("x")
+    )
     assert TrainConfig.from_json(json.loads(json.dumps(config.to_json())), out=Path("x")) == config
 
 

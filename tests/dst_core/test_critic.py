@@ -18,7 +18,9 @@ def critic() -> GenerativeCritic:
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(5, 3, generator=generator, dtype=torch.float64), torch.randn(5, 2, generator=generator, dtype=torch.float64)
+    return torch.randn(5, 3, generator=generator, dtype=torch.float64), torch.randn(
+        5, 2, generator=generator, dtype=torch.float64
+    )
 
 
 def test_closed_gradients_equal_those_of_autograd(critic: GenerativeCritic) -> None:
@@ -29,7 +31,9 @@ def test_closed_gradients_equal_those_of_autograd(critic: GenerativeCritic) -> N
     torch.testing.assert_close(joint.returns, returns)
     for member in range(2):
         for sample in range(6):
-            by_observation, by_action = torch.autograd.grad(returns[member, :, sample].sum(), (observation, action), retain_graph=True)
+            by_observation, by_action = torch.autograd.grad(
+                returns[member, :, sample].sum(), (observation, action), retain_graph=True
+            )
             torch.testing.assert_close(joint.observation_gradient[member, :, sample], by_observation)
             torch.testing.assert_close(joint.action_gradient[member, :, sample], by_action)
 
@@ -42,14 +46,18 @@ def test_action_gradient_equals_finite_differences_in_the_users_units(critic: Ge
         shift = torch.zeros(2, dtype=torch.float64)
         shift[index] = step
         slope = (critic(observation, action + shift, noise) - critic(observation, action - shift, noise)) / (2 * step)
-        torch.testing.assert_close(critic.joint(observation, action, noise).action_gradient[..., index], slope, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(
+            critic.joint(observation, action, noise).action_gradient[..., index], slope, rtol=1e-6, atol=1e-8
+        )
 
 
 def test_loss_on_gradients_reaches_every_parameter_but_the_last_bias(critic: GenerativeCritic) -> None:
     observation, action = inputs()
     joint = critic.joint(observation, action, critic.draw_noise(5, 3))
     joint.action_gradient.square().sum().backward()
-    silent = {name for name, parameter in critic.named_parameters() if parameter.grad is None or not parameter.grad.any()}
+    silent = {
+        name for name, parameter in critic.named_parameters() if parameter.grad is None or not parameter.grad.any()
+    }
     assert silent == {"head.bias"}
 
 

@@ -1,14 +1,12 @@
 """The whole critic, end to end, against the exact law of the linear-quadratic-Gaussian problem (method, section 7)."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
 
 from dst_core.config import AgentConfig
 from dst_core.critic import GenerativeCritic, JointSamples
-from dst_core.forecast import fit_forecast
+from dst_core.forecast import Forecast
 from dst_core.networks import ActionScale, Standardiser
 from dst_core.world_model import ConditionalVae, StepModel, Transition
 from tests.dst_core.linear_quadratic import LinearActor, LinearQuadratic, TrueSimulator
@@ -56,25 +54,25 @@ def fitted_vae(data: Transition, *, updates: int) -> ConditionalVae:
 
 
 def fitted_critic(
-    problem: LinearQuadratic, data: Transition, model: StepModel, *, updates: int, batch: int, samples: int, distance: str = "mmd"
+    problem: LinearQuadratic,
+    data: Transition,
+    model: StepModel,
+    *,
+    updates: int,
+    batch: int,
+    samples: int,
+    distance: str = "mmd",
 ) -> GenerativeCritic:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     observation, action = scales(data)
     start = GenerativeCritic(observation=observation, action=action, hidden=64, noise_size=8, members=2)
     start.return_scale.fill_(5.0)
-    learner = None
-    for learner in fit_forecast(
-        start,
-        config=AgentConfig(discount=problem.discount, samples=samples, hidden=64, noise_size=8, distance=distance),
-        updates=updates,
-        sample=partial(batches, data, batch, generator),
-        model=model,
-        actor=LinearActor(problem),
-        generator=generator,
-    ):
-        pass
-    return learner.target_critic
+    config = AgentConfig(discount=problem.discount, samples=samples, hidden=64, noise_size=8, distance=distance)
+    forecast = Forecast(start, config=config, updates=updates)
+    for _ in range(updates):
+        forecast.step(batches(data, batch, generator), model=model, actor=LinearActor(problem), generator=generator)
+    return forecast.critic
 
 
 def samples_at(critic: GenerativeCritic, s: float, a: float) -> JointSamples:
@@ -83,7 +81,15 @@ def samples_at(critic: GenerativeCritic, s: float, a: float) -> JointSamples:
         return critic.joint(torch.tensor([[s]]), torch.tensor([[a]]), noise)
 
 
-def check_law(problem: LinearQuadratic, critic: GenerativeCritic, *, mean: float, absolute: float, spread: float, correlation: float) -> None:
+def check_law(
+    problem: LinearQuadratic,
+    critic: GenerativeCritic,
+    *,
+    mean: float,
+    absolute: float,
+    spread: float,
+    correlation: float,
+) -> None:
     """Every critic's joint law at the four points, each tolerance as the caller states it."""
     wrong = []
     for s, a in POINTS:
@@ -98,10 +104,14 @@ def check_law(problem: LinearQuadratic, critic: GenerativeCritic, *, mean: float
                 exact = float(np.ravel(truth[name])[0])
                 allowed = max(mean * abs(exact), absolute) if name.endswith("mean") else spread * exact
                 if abs(value - exact) > allowed:
-                    wrong.append(f"{name} of critic {member} at {(s, a)} is {value:.3f}, exactly {exact:.3f} ± {allowed:.3f}")
+                    wrong.append(
+                        f"{name} of critic {member} at {(s, a)} is {value:.3f}, exactly {exact:.3f} ± {allowed:.3f}"
+                    )
             together = np.corrcoef(z, g)[0, 1]
             if abs(together - true_correlation) > correlation:
-                wrong.append(f"correlation of critic {member} at {(s, a)} is {together:.3f}, truly {true_correlation:.3f}")
+                wrong.append(
+                    f"correlation of critic {member} at {(s, a)} is {together:.3f}, truly {true_correlation:.3f}"
+                )
     assert not wrong, "\n".join(wrong)
 
 
@@ -115,7 +125,9 @@ def test_closed_form_agrees_with_simulated_trajectories(problem: LinearQuadratic
     assert gradients.std(0) == pytest.approx(truth["gradient_std"], rel=0.01)
 
 
-def test_critic_learns_the_joint_law_with_the_true_simulator_roughly(problem: LinearQuadratic, data: Transition) -> None:
+def test_critic_learns_the_joint_law_with_the_true_simulator_roughly(
+    problem: LinearQuadratic, data: Transition
+) -> None:
     critic = fitted_critic(problem, data, TrueSimulator(problem), updates=1500, batch=128, samples=10)
     check_law(problem, critic, mean=0.1, absolute=0.1, spread=0.2, correlation=0.1)
 

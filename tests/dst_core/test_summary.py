@@ -12,7 +12,9 @@ LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 @pytest.fixture
 def samples() -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return 50 * torch.randn(6, 32, generator=generator) - 20, torch.randn(6, 32, 3, generator=generator) + torch.tensor([0.0, 0.5, 3.0])
+    return 50 * torch.randn(6, 32, generator=generator) - 20, torch.randn(6, 32, 3, generator=generator) + torch.tensor(
+        [0.0, 0.5, 3.0]
+    )
 
 
 def summarise(returns: torch.Tensor, gradients: torch.Tensor):

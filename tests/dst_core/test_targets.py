@@ -38,7 +38,14 @@ OBSERVATION = torch.tensor([[0.3], [-0.7], [1.1]], dtype=torch.float64)
 ACTION = torch.tensor([[0.5], [0.2], [-0.4]], dtype=torch.float64)
 
 
-def target(critic: GenerativeCritic, observation: Tensor, action: Tensor, *, termination: float = 0.0, blocks=("action", "state")) -> Tensor:
+def target(
+    critic: GenerativeCritic,
+    observation: Tensor,
+    action: Tensor,
+    *,
+    termination: float = 0.0,
+    blocks=("action", "state"),
+) -> Tensor:
     return sobolev_target(
         observation,
         action,
@@ -55,8 +62,12 @@ def target(critic: GenerativeCritic, observation: Tensor, action: Tensor, *, ter
 def test_gradient_columns_equal_finite_differences_along_fixed_noise(critic: GenerativeCritic) -> None:
     step = 1e-6
     joint = target(critic, OBSERVATION, ACTION)
-    by_action = (target(critic, OBSERVATION, ACTION + step) - target(critic, OBSERVATION, ACTION - step))[..., 0] / (2 * step)
-    by_state = (target(critic, OBSERVATION + step, ACTION) - target(critic, OBSERVATION - step, ACTION))[..., 0] / (2 * step)
+    by_action = (target(critic, OBSERVATION, ACTION + step) - target(critic, OBSERVATION, ACTION - step))[..., 0] / (
+        2 * step
+    )
+    by_state = (target(critic, OBSERVATION + step, ACTION) - target(critic, OBSERVATION - step, ACTION))[..., 0] / (
+        2 * step
+    )
     torch.testing.assert_close(joint[..., 1], by_action, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(joint[..., 2], by_state, rtol=1e-6, atol=1e-8)
 

@@ -19,7 +19,9 @@ def build(data: Transition) -> ConditionalVae:
     torch.manual_seed(0)
     observation = Standardiser(1)
     observation.update(data.observation)
-    model = ConditionalVae(observation=observation, action=ActionScale(-torch.ones(1), torch.ones(1)), hidden=32, latent=2)
+    model = ConditionalVae(
+        observation=observation, action=ActionScale(-torch.ones(1), torch.ones(1)), hidden=32, latent=2
+    )
     model.observe(data)
     return model
 
@@ -45,7 +47,9 @@ def test_model_learns_a_bimodal_step_its_reward_and_its_end() -> None:
     noise = draw.next_observation[:, 0] - 0.3
     assert abs(float(noise.mean())) < 0.08
     assert abs(float(noise.std()) - 0.51) < 0.08
-    assert float((noise.abs() < 0.2).float().mean()) < 0.15  # the truth has 0.1 % between its two modes, a Gaussian 30 %
+    assert (
+        float((noise.abs() < 0.2).float().mean()) < 0.15
+    )  # the truth has 0.1 % between its two modes, a Gaussian 30 %
     assert abs(float(draw.reward.mean()) - 0.4) < 0.1
     clear = (draw.next_observation[:, 0] - 1).abs() > 0.3
     truth = (draw.next_observation[:, 0] > 1).float()
@@ -89,13 +93,17 @@ def test_bound_is_below_the_true_log_likelihood() -> None:
     observation = Standardiser(1)
     observation.update(data.observation)
     torch.manual_seed(0)
-    model = ConditionalVae(observation=observation, action=ActionScale(-2 * torch.ones(1), 2 * torch.ones(1)), hidden=32, latent=2)
+    model = ConditionalVae(
+        observation=observation, action=ActionScale(-2 * torch.ones(1), 2 * torch.ones(1)), hidden=32, latent=2
+    )
     model.observe(data)
     model.outcome.std[-1] = 1e6  # the deterministic reward has no density: leave it out of the comparison
     fit(model, data, 600)
     with torch.no_grad():
         model.output_log_std[-1] = 0.0
         negative = float(model.losses(data, torch.Generator().manual_seed(0))["negative_elbo"])
-    entropy = 0.5 * float(torch.log(torch.tensor(2 * torch.pi * torch.e))) + float(torch.log(0.3 / model.outcome.std[0]))
+    entropy = 0.5 * float(torch.log(torch.tensor(2 * torch.pi * torch.e))) + float(
+        torch.log(0.3 / model.outcome.std[0])
+    )
     reward_part = 0.5 * float(torch.log(torch.tensor(2 * torch.pi)))
     assert -0.03 < negative - reward_part - entropy < 0.3

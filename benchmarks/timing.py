@@ -1,0 +1,88 @@
+"""Timing one call many times, and saying so."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Durations of one call, repeated."""
+
+    name: str
+    runs: int
+    p50_us: float
+    p99_us: float
+
+
+def summarise(name: str, durations_s: Sequence[float]) -> Timing:
+    """Median and 99th percentile of durations in seconds."""
+    p50, p99 = np.quantile(np.asarray(durations_s), (0.5, 0.99)) * 1e6
+    return Timing(name=name, runs=len(durations_s), p50_us=float(p50), p99_us=float(p99))
+
+
+def time_call(name: str, call: Callable[[], object], *, runs: int, period_s: float = 0.0) -> Timing:
+    """Time a call after a tenth as many warm-up runs.
+
+    Args:
+        name: for the table.
+        call: what to time.
+        runs: how often.
+        period_s: start one run every so many seconds, as a control loop does; 0 runs back to back.
+    """
+    for _ in range(max(1, runs // 10)):
+        call()
+    durations = []
+    due = time.perf_counter()
+    for _ in range(runs):
+        due = max(due + period_s, time.perf_counter())
+        time.sleep(max(0.0, due - time.perf_counter()))
+        began = time.perf_counter()
+        call()
+        durations.append(time.perf_counter() - began)
+    return summarise(name, durations)
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were taken on."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 (a kernel interface, read line by line)
+            return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def show(title: str, timings: Sequence[Timing], setting: dict[str, Any], *, unit: str = "us") -> None:
+    """Print a table for people."""
+    console = Console()
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for column in (f"p50 [{unit}]", f"p99 [{unit}]", "runs"):
+        table.add_column(column, justify="right")
+    scale = {"us": 1.0, "ms": 1e-3}[unit]
+    for timing in timings:
+        table.add_row(timing.name, f"{timing.p50_us * scale:.4g}", f"{timing.p99_us * scale:.4g}", str(timing.runs))
+    console.print(table)
+    console.print(", ".join(f"{name} {value}" for name, value in setting.items()), highlight=False)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """Print the machine-readable form."""
+    print(json.dumps(content, indent=2))
