@@ -46,7 +46,7 @@ class Trainer:
         config, progress = self.run.config, self.run.progress
         env = make_task(config.env, perturbations=config.perturb)
         try:
-            if progress["step"] == 0:
+            if not progress["evaluations"]:
                 self._evaluate()
             while progress["step"] < config.steps and not self.stopped:
                 self._episode(env)

@@ -1,4 +1,4 @@
-"""Writes the stubs generated from policy.proto, or checks that the checked-in ones are up to date.
+"""Writes the stubs generated from the .proto files, or checks that the checked-in ones are up to date.
 
 `python -m protos.generate` writes; `python -m protos.generate --check` exits 1 with a summary of what differs.
 """
@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("protos/policy.proto",)
+SOURCES = ("protos/policy.proto", "protos/record.proto")
 SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 
 

@@ -70,6 +70,7 @@ class PolicyServer:
             raise AddressError(f"--grpc {self.grpc_address} cannot be bound; choose another address") from error
         self.grpc_address = self.grpc_address.with_port(0 if self.grpc_address.unix else port)
         self.http_address = self.http_address.with_port(http_socket.getsockname()[1])
+        self.live.grpc_address = str(self.grpc_address)
         await self._native.start()
         await self._start_http(http_socket)
 

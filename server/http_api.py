@@ -23,6 +23,7 @@ from server.errors import (
 )
 from server.http_messages import ActBody, ActReply, ErrorReply, PolicyReply, act_reply, numbers, policy_reply
 from server.live import Live
+from server.security_headers import SecurityHeaders
 from server.telemetry import Status, Telemetry
 
 STATIC = Path(__file__).parent / "dashboard" / "static"
@@ -51,6 +52,7 @@ def create_app(core: Core, live: Live, telemetry: Telemetry, *, max_body_bytes: 
         redoc_url=None,
     )
     app.add_middleware(BodyLimit, max_body_bytes=max_body_bytes)
+    app.add_middleware(SecurityHeaders)
 
     @app.exception_handler(ServingError)
     async def refused(_request: Request, error: ServingError) -> JSONResponse:

@@ -151,6 +151,8 @@ class Live:
     """All sessions to show, and the events that viewers follow."""
 
     def __init__(self, core: Core, *, clock: Clock = time.monotonic_ns, event_period_s: float = EVENT_PERIOD_S) -> None:
+        self.grpc_address = ""
+        """Where robots reach the native service; set once it is bound."""
         self._core = core
         self._clock = clock
         self._started_ns = clock()
@@ -240,6 +242,7 @@ class Live:
         server = {
             "uptime_s": round((now_ns - self._started_ns) / 1e9, 3),
             "provider": policies[0].runtime.provider,
+            "grpc": self.grpc_address,
             "policies": [described(policy) for policy in policies],
         }
         return f'{{"server": {json.dumps(server, allow_nan=False)}, "robots": [{", ".join(robots)}]}}'

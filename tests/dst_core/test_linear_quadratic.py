@@ -7,7 +7,7 @@ import torch
 from dst_core.config import AgentConfig
 from dst_core.critic import GenerativeCritic, JointSamples
 from dst_core.forecast import Forecast
-from dst_core.networks import ActionScale, Standardiser
+from dst_core.networks import ActionScale, Standardiser, descend
 from dst_core.world_model import ConditionalVae, StepModel, Transition
 from tests.dst_core.linear_quadratic import LinearActor, LinearQuadratic, TrueSimulator
 
@@ -46,9 +46,8 @@ def fitted_vae(data: Transition, *, updates: int) -> ConditionalVae:
     optimiser = torch.optim.Adam(model.parameters(), lr=2e-3)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, start_factor=1.0, end_factor=0.01, total_iters=updates)
     for _ in range(updates):
-        optimiser.zero_grad()
-        model.losses(batches(data, 256, generator), generator)["negative_elbo"].backward()
-        optimiser.step()
+        losses = model.losses(batches(data, 256, generator), generator)
+        descend(optimiser, torch.stack(list(losses.values())).sum(), max_gradient_norm=10.0)
         schedule.step()
     return model
 

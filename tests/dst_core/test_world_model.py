@@ -40,7 +40,7 @@ def fit(model: ConditionalVae, data: Transition, updates: int) -> ConditionalVae
 
 def test_model_learns_a_bimodal_step_its_reward_and_its_end() -> None:
     data = transitions(5000, 0)
-    model = fit(build(data), data, 800)
+    model = fit(build(data), data, 1500)
     with torch.no_grad():
         s, a = torch.full((4000, 1), 0.2), torch.full((4000, 1), 0.1)
         draw = model.sample(s, a, torch.Generator().manual_seed(2))

@@ -1,0 +1,181 @@
+"""dst-export: the graphs say what torch says, and only whole, finished runs become bundles."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from dst_core.config import AgentConfig, TrainConfig
+from dst_core.errors import ExportError, TrainingError
+from dst_core.export import ExportConfig, export, load_run
+from dst_core.graphs import export_graph
+from dst_core.parity import check_graph
+from dst_core.train import train
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run in a task with two actions."""
+    out = tmp_path_factory.mktemp("train") / "run"
+    train(
+        TrainConfig(
+            env="Reacher-v5",
+            steps=130,
+            warmup_steps=110,
+            batch=16,
+            evaluation_episodes=1,
+            forecast_updates=5,
+            device="cpu",
+            out=out,
+            agent=AgentConfig(hidden=16, noise_size=4, latent=2, samples=3),
+        )
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def bundle(run: Path) -> Path:
+    out = run.parent / "bundle"
+    export(ExportConfig(run=run, out=out, samples=8))
+    return out
+
+
+def session(bundle: Path, name: str) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(bundle / name, providers=["CPUExecutionProvider"])
+
+
+def outputs(bundle: Path, name: str, **inputs: np.ndarray) -> dict[str, np.ndarray]:
+    graph = session(bundle, name)
+    return dict(zip([node.name for node in graph.get_outputs()], graph.run(None, inputs), strict=True))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8, 33])
+def test_actor_and_policy_agree_with_torch_at_every_batch_size(bundle: Path, run: Path, batch: int) -> None:
+    observation = 3 * torch.randn(batch, 10, generator=torch.Generator().manual_seed(batch))
+    agent = load_run(run).agent
+    with torch.no_grad():
+        action = agent.actor(observation).numpy()
+    np.testing.assert_allclose(
+        outputs(bundle, "actor.onnx", observation=observation.numpy())["action"], action, rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        outputs(bundle, "policy.onnx", observation=observation.numpy())["action"], action, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_policy_is_actor_and_uncertainty_in_one(bundle: Path) -> None:
+    observation = np.random.default_rng(0).normal(size=(5, 10)).astype(np.float32)
+    policy = outputs(bundle, "policy.onnx", observation=observation)
+    separate = outputs(bundle, "uncertainty.onnx", observation=observation, action=policy["action"])
+    for name, value in separate.items():
+        np.testing.assert_allclose(policy[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_row_does_not_depend_on_its_neighbours(bundle: Path) -> None:
+    observation = np.random.default_rng(1).normal(size=(6, 10)).astype(np.float32)
+    together, alone = (
+        outputs(bundle, "policy.onnx", observation=observation),
+        outputs(bundle, "policy.onnx", observation=observation[2:3]),
+    )
+    for name, value in alone.items():
+        np.testing.assert_allclose(together[name][2:3], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_exported_gradient_samples_are_the_slopes_of_exported_return_samples(bundle: Path) -> None:
+    rng = np.random.default_rng(2)
+    observation, action = rng.normal(size=(4, 10)).astype(np.float32), rng.uniform(-1, 1, (4, 2)).astype(np.float32)
+    gradient = outputs(bundle, "uncertainty.onnx", observation=observation, action=action)["gradient_samples"]
+    step = np.float32(1e-2)
+    for index in range(2):
+        shift = np.zeros(2, np.float32)
+        shift[index] = step
+        up, down = (
+            outputs(bundle, "uncertainty.onnx", observation=observation, action=a)["return_samples"]
+            for a in (action + shift, action - shift)
+        )
+        np.testing.assert_allclose(
+            gradient[..., index], (up - down) / (2 * step), rtol=0.02, atol=0.02 * np.abs(gradient).max()
+        )
+
+
+def test_golden_outputs_are_those_of_the_graph(bundle: Path) -> None:
+    with np.load(bundle / "golden.npz", allow_pickle=False) as golden:
+        found = outputs(bundle, "policy.onnx", observation=golden["observation"])
+        assert set(found) == set(golden.files) - {"observation"}
+        for name, value in found.items():
+            np.testing.assert_allclose(value, golden[name], rtol=1e-3, atol=1e-3, err_msg=name)
+
+
+def test_manifest_names_what_the_graphs_take_and_give(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert len(manifest["observation"]) == 10
+    assert [channel["low"] for channel in manifest["action"]] == [-1.0, -1.0]
+    assert manifest["control_period_s"] == pytest.approx(0.02)
+    assert manifest["evaluation"]["episodes"] == 1
+    assert manifest["calibration"] is None
+    assert set(manifest["files"]) == {path.name for path in bundle.iterdir()} - {"manifest.json"}
+    assert "Not calibrated" in (bundle / "README.md").read_text()
+
+
+def test_same_run_gives_the_same_graph_outputs_twice(bundle: Path, run: Path, tmp_path: Path) -> None:
+    export(ExportConfig(run=run, out=tmp_path / "again", samples=8))
+    observation = np.ones((1, 10), np.float32)
+    first, second = (outputs(where, "policy.onnx", observation=observation) for where in (bundle, tmp_path / "again"))
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_bundle_is_never_overwritten(bundle: Path, run: Path) -> None:
+    with pytest.raises(ExportError, match="never changes"):
+        export(ExportConfig(run=run, out=bundle))
+
+
+def test_interrupted_run_is_refused_with_the_cure(run: Path, tmp_path: Path) -> None:
+    stopped = tmp_path / "stopped"
+    shutil.copytree(run, stopped)
+    half = load_run(stopped)
+    half.progress["forecast"] = False
+    half.save(stopped)
+    with pytest.raises(TrainingError, match="--resume"):
+        export(ExportConfig(run=stopped, out=tmp_path / "bundle"))
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_run_whose_configuration_names_another_task_is_refused(run: Path, tmp_path: Path) -> None:
+    edited = tmp_path / "edited"
+    shutil.copytree(run, edited)
+    plain = json.loads((edited / "config.json").read_text())
+    (edited / "config.json").write_text(json.dumps({**plain, "env": "InvertedPendulum-v5"}))
+    with pytest.raises(TrainingError, match="env was Reacher-v5, now InvertedPendulum-v5"):
+        export(ExportConfig(run=edited, out=tmp_path / "bundle"))
+
+
+def test_directory_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="holds no run"):
+        export(ExportConfig(run=tmp_path, out=tmp_path / "bundle"))
+
+
+@pytest.mark.parametrize(("choice", "message"), [({"name": "Bad Name"}, "lower-case"), ({"samples": 7}, "even number")])
+def test_bad_choices_are_refused(choice: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ExportConfig(run=Path("run"), out=Path("bundle"), **choice)
+
+
+def test_parity_check_notices_another_network(bundle: Path, run: Path) -> None:
+    actor = load_run(run).agent.actor
+    with torch.no_grad():
+        actor.layers[0].bias.add_(0.01)
+    with pytest.raises(ExportError, match="differs from torch"):
+        check_graph(bundle / "actor.onnx", actor, {"observation": torch.randn(8, 10)}, ["action"])
+
+
+def test_fixed_batch_size_is_noticed(tmp_path: Path) -> None:
+    class Fixed(torch.nn.Module):
+        def forward(self, observation: torch.Tensor) -> torch.Tensor:
+            return observation.sum(0, keepdim=True)
+
+    with pytest.raises(RuntimeError, match="batch axis of action was fixed to 1"):
+        export_graph(Fixed(), {"observation": torch.randn(4, 2)}, ["action"], tmp_path / "fixed.onnx")
