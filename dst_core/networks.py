@@ -121,9 +121,13 @@ def polyak(target: nn.Module, source: nn.Module, rate: float) -> None:
 
 
 def descend(optimiser: torch.optim.Optimizer, loss: Tensor, *, max_gradient_norm: float) -> None:
-    """One step of the optimiser down the loss; gradients reach its own parameters only, scaled down to the norm given."""
+    """One step of the optimiser down the loss; only its own parameters receive gradients, scaled down to the norm given.
+
+    Gradients are accumulated by autograd, which lays them out in memory as their parameters: fused Adam reads them in
+    that order, whatever their strides say.
+    """
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient
+    optimiser.zero_grad()
+    torch.autograd.backward(loss, inputs=parameters)
     nn.utils.clip_grad_norm_(parameters, max_gradient_norm)
     optimiser.step()

@@ -24,7 +24,8 @@ def sobolev_target(
 
         (s', r) = g(s, a, eps),   a' = pi_target(s'),   y = r + discount (1 - p_end) Z_target(s', a', xi),   Y = [y; dy/da (; dy/ds)].
 
-    Every sample has its own copy of (s, a), so one backward pass of the sum gives each sample's own gradient. The result is detached
+    y is held within the returns that the model's rewards allow: off-policy bootstrapping diverges where the critic
+    extrapolates. Every sample has its own copy of (s, a), so one backward pass of the sum gives each sample's own gradient. The result is detached
     after that derivative.
 
     Args:
@@ -61,10 +62,17 @@ def sobolev_target(
             noise,
         )
         y = draw.reward + discount * (1 - draw.termination) * future.reshape(-1)
+        y = y.clamp(*_return_range(model, discount))
         inputs = [{"action": chosen, "state": state}[block] for block in blocks]
         gradients = torch.autograd.grad(y.sum(), inputs) if inputs else ()
     joint = torch.cat([y.unsqueeze(-1), *gradients], -1).detach()
     return joint.view(*copies, -1).transpose(0, 1).flatten(1, 2)
+
+
+def _return_range(model: StepModel, discount: float) -> tuple[Tensor, Tensor]:
+    """Least and greatest discounted return, from rewards in the model's range and an end at any time."""
+    low, high = model.reward_range
+    return low.clamp(max=0) / (1 - discount), high.clamp(min=0) / (1 - discount)
 
 
 def truncate(samples: Tensor, share: float) -> Tensor:

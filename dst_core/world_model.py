@@ -48,6 +48,11 @@ class ModelDraw(NamedTuple):
 class StepModel(Protocol):
     """Anything that imagines one step differentiably: a learned model or a known simulator."""
 
+    @property
+    def reward_range(self) -> tuple[Tensor, Tensor]:
+        """Least and greatest reward it can give, each (); infinite where not known."""
+        ...
+
     def sample(self, observation: Tensor, action: Tensor, generator: torch.Generator | None = None) -> ModelDraw:
         """Draw the next step for rows of observation (R, S) and action (R, A), differentiable in both."""
         ...
@@ -87,6 +92,11 @@ class ConditionalVae(nn.Module):
         self.decoder = mlp(given + latent, (hidden, hidden), outcome)
         self.output_log_std = nn.Parameter(torch.full((outcome,), INITIAL_OUTPUT_LOG_STD))
         self.termination = mlp(size, (hidden, hidden), 1)
+
+    @property
+    def reward_range(self) -> tuple[Tensor, Tensor]:
+        """That of the data, which draws are clamped to."""
+        return self.outcome.low[-1], self.outcome.high[-1]
 
     @torch.no_grad()
     def observe(self, transition: Transition) -> None:

@@ -91,6 +91,8 @@ def _fixed_point(constant: np.ndarray, step) -> np.ndarray:
 class TrueSimulator:
     """The problem's own dynamics as a `StepModel`."""
 
+    reward_range = (torch.tensor(-torch.inf), torch.tensor(torch.inf))
+
     def __init__(self, problem: LinearQuadratic) -> None:
         self.A, self.B, self.Q, self.R = (
             torch.as_tensor(m, dtype=torch.float32) for m in (problem.A, problem.B, problem.Q, problem.R)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dst_core.critic import GenerativeCritic
-from dst_core.networks import ActionScale, EnsembleLinear, Standardiser, polyak, target_of
+from dst_core.networks import ActionScale, EnsembleLinear, Standardiser, descend, polyak, target_of
 
 
 @pytest.fixture
@@ -99,3 +99,23 @@ def test_polyak_moves_parameters_and_shares_scales(critic: GenerativeCritic) -> 
     critic.return_scale.fill_(3.0)
     assert float(target.return_scale) == 3.0
     assert not any(parameter.requires_grad for parameter in target.parameters())
+
+
+def test_fused_step_equals_the_plain_one_whatever_the_layout_of_the_gradient() -> None:
+    """A product with a transposed weight gives a gradient with transposed strides."""
+    generator = torch.Generator().manual_seed(0)
+    start, x = torch.randn(2, 3, 5, generator=generator), torch.randn(2, 7, 5, generator=generator)
+    results = []
+    for fused in (True, False):
+        weight = torch.nn.Parameter(start.clone())
+        optimiser = torch.optim.Adam([weight], lr=0.1, fused=fused)
+        for _ in range(3):
+            descend(optimiser, ((x @ weight.transpose(-1, -2)) ** 3).sum(), max_gradient_norm=1e9)
+        results.append(weight.detach())
+    torch.testing.assert_close(*results)
+
+
+def test_step_leaves_other_networks_without_gradients() -> None:
+    mine, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    descend(torch.optim.Adam(mine.parameters(), lr=0.1), other(mine(torch.ones(1, 2))).sum(), max_gradient_norm=1.0)
+    assert other.weight.grad is None

@@ -11,6 +11,8 @@ from dst_core.world_model import ModelDraw
 class KnownModel:
     """s' = 2 s + 3 a, r = s a, and a termination probability that does not depend on either."""
 
+    reward_range = (torch.tensor(-torch.inf), torch.tensor(torch.inf))
+
     def __init__(self, termination: float) -> None:
         self.termination = termination
 
@@ -88,6 +90,25 @@ def test_certain_termination_does_not_bootstrap(critic: GenerativeCritic) -> Non
     joint = target(critic, OBSERVATION, ACTION, termination=1.0)
     expected = torch.cat([OBSERVATION * ACTION, OBSERVATION, ACTION], -1)
     torch.testing.assert_close(joint, expected[:, None].expand_as(joint))
+
+
+def test_target_stays_within_the_returns_that_rewards_allow(critic: GenerativeCritic) -> None:
+    class Bounded(KnownModel):
+        reward_range = (torch.tensor(0.0), torch.tensor(0.01))
+
+    critic.head.bias.data.fill_(50.0)
+    joint = sobolev_target(
+        OBSERVATION,
+        ACTION,
+        model=Bounded(0.0),
+        actor=Halve(),
+        critic=critic,
+        discount=0.9,
+        samples=3,
+        blocks=("action",),
+    )
+    torch.testing.assert_close(joint[..., 0], torch.full((3, 6), 0.1, dtype=torch.float64))
+    assert not joint[..., 1].any()
 
 
 def test_target_is_detached(critic: GenerativeCritic) -> None:

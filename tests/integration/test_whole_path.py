@@ -26,7 +26,9 @@ def run(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
 
 
-def test_returns_driven_through_the_server_are_those_of_the_exported_actor(server: ServerProcess, bundle: Path, tmp_path: Path) -> None:
+def test_returns_driven_through_the_server_are_those_of_the_exported_actor(
+    server: ServerProcess, bundle: Path, tmp_path: Path
+) -> None:
     report = tmp_path / "report.json"
     done = run(drive(server.grpc, "--episodes", "4", "--seed", "11", "--report", str(report)))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -51,9 +53,22 @@ def test_record_of_a_drive_replays_exactly(server: ServerProcess, tmp_path: Path
     assert replayed.returncode == 0, replayed.stdout + replayed.stderr
 
 
-def test_server_killed_during_an_episode_ends_the_drive_with_everything_saved(server: ServerProcess, tmp_path: Path) -> None:
+def test_server_killed_during_an_episode_ends_the_drive_with_everything_saved(
+    server: ServerProcess, tmp_path: Path
+) -> None:
     record, report = tmp_path / "drive.mcap", tmp_path / "report.json"
-    more = ("--episodes", "1000", "--rate", "50", "--record", str(record), "--report", str(report), "--hold-timeout-s", "0.3")
+    more = (
+        "--episodes",
+        "1000",
+        "--rate",
+        "50",
+        "--record",
+        str(record),
+        "--report",
+        str(report),
+        "--hold-timeout-s",
+        "0.3",
+    )
     robot = subprocess.Popen(drive(server.grpc, *more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert robot.stdout is not None
     for line in robot.stdout:
@@ -102,7 +117,9 @@ def test_act_over_http_is_the_exported_policy(server: ServerProcess, bundle: Pat
     assert decision["summary"]["return_quantiles"] == pytest.approx(quantiles[0].tolist(), rel=1e-5)
 
 
-@pytest.mark.parametrize("file", ["actor.onnx", "uncertainty.onnx", "policy.onnx", "golden.npz", "manifest.json", "README.md"])
+@pytest.mark.parametrize(
+    "file", ["actor.onnx", "uncertainty.onnx", "policy.onnx", "golden.npz", "manifest.json", "README.md"]
+)
 def test_exported_bundle_with_one_byte_changed_is_refused(bundle: Path, tmp_path: Path, file: str) -> None:
     copy = shutil.copytree(bundle, tmp_path / "copy")
     content = bytearray((copy / file).read_bytes())
