@@ -44,9 +44,10 @@ class TaskContract:
 def describe_task(env: Environment) -> TaskContract:
     """The contract of a task made by `make_task`.
 
-    MuJoCo tasks are named after the joints and actuators of their model wherever the layout that the task reports fits
-    the size of its space; other components are `observation_i` and `action_i`. Observation limits are those of the
-    sensors without perturbations: noise is the world's, not the contract's.
+    MuJoCo tasks are named as they tell (`observation_channels`), else after the joints and actuators of their model
+    wherever the layout that the task reports fits the size of its space; other components are `observation_i` and
+    `action_i`. Observation limits are those of the sensors without perturbations: noise is the world's, not the
+    contract's.
 
     The control period is the task's own `dt` (for MuJoCo its time step times the frames per step), else one over the
     `render_fps` of its metadata, else 0.02 s.
@@ -59,7 +60,12 @@ def describe_task(env: Environment) -> TaskContract:
     named_observation: list[NamedUnit] | None = None
     named_action: list[NamedUnit] | None = None
     if isinstance(model, mujoco.MjModel):
-        named_observation = observation_channels(model, getattr(task, "observation_structure", None))
+        told = getattr(task, "observation_channels", None)
+        named_observation = (
+            list(told)
+            if told is not None
+            else observation_channels(model, getattr(task, "observation_structure", None))
+        )
         named_action = action_channels(model)
     return TaskContract(
         environment=env.spec.id if env.spec is not None else type(task).__name__,
