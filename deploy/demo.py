@@ -22,9 +22,24 @@ from rich.table import Table
 
 PROJECT = Path(__file__).resolve().parent.parent
 COMMANDS = Path(sys.executable).parent
-ENVIRONMENT = "InvertedPendulum-v5"
+ENVIRONMENT = "PendulumSwingUp-v0"
 NOISE = ["--perturb", "actuation=0.1"]
-TRAINING = ["--steps", "6000"]
+TRAINING = [
+    *(
+        "--steps",
+        "4000",
+        "--warmup-steps",
+        "500",
+        "--batch",
+        "128",
+        "--evaluate-every",
+        "500",
+        "--forecast-updates",
+        "1500",
+    ),
+    *("--agent.hidden", "64", "--agent.samples", "6", "--agent.learning-rate", "1e-3", "--agent.polyak", "0.02"),
+    *("--agent.discount", "0.98", "--agent.truncate", "0", "--agent.gradient-weight", "0.1"),
+]
 STOP_TIMEOUT_S = 20
 READY_TIMEOUT_S = 60
 INTERRUPTED = 130
@@ -52,7 +67,7 @@ def main() -> int:
         console.rule("1  train")
         _step(["dst-train", "--env", ENVIRONMENT, *NOISE, *TRAINING, "--seed", str(arguments.seed), "--out", str(run)])
         console.rule("2  export")
-        _step(["dst-export", str(run), "--out", str(bundle), "--name", "inverted-pendulum"])
+        _step(["dst-export", str(run), "--out", str(bundle), "--name", "pendulum-swing-up"])
         console.rule("3  serve and drive")
         with _server(bundle) as (grpc, page):
             console.print(f"watch the robot at [bold]{page}[/]")

@@ -22,6 +22,7 @@ class Standardiser(nn.Module):
     low: Tensor
     high: Tensor
     count: Tensor
+    exact_mean: Tensor
     squared_deviation: Tensor
 
     def __init__(self, size: int, *, std_floor: float = 1e-3) -> None:
@@ -32,22 +33,29 @@ class Standardiser(nn.Module):
         self.register_buffer("low", torch.full((size,), torch.inf))
         self.register_buffer("high", torch.full((size,), -torch.inf))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("exact_mean", torch.zeros(size, dtype=torch.float64))
         self.register_buffer("squared_deviation", torch.zeros(size, dtype=torch.float64))
 
     @torch.no_grad()
     def update(self, rows: Tensor) -> None:
         """Take in rows, (B, size)."""
-        old_mean = self.mean.double()
         added = rows.double()
         total = self.count + len(added)
-        difference = added.mean(0) - old_mean
+        difference = added.mean(0) - self.exact_mean
         self.squared_deviation += (added - added.mean(0)).square().sum(0)
         self.squared_deviation += difference.square() * self.count * len(added) / total
-        self.mean.copy_(old_mean + difference * len(added) / total)
-        self.std.copy_((self.squared_deviation / total).sqrt().clamp_min(self.std_floor))
+        self.exact_mean += difference * len(added) / total
         self.count.copy_(total)
+        self.mean.copy_(self.exact_mean)
+        self.std.copy_((self.squared_deviation / total).sqrt().clamp_min(self.std_floor))
         torch.minimum(self.low, rows.amin(0), out=self.low)
         torch.maximum(self.high, rows.amax(0), out=self.high)
+
+    @property
+    def range(self) -> tuple[Tensor, Tensor]:
+        """Least and greatest rows seen, each (size,); infinite before the first one."""
+        seen = self.count > 0
+        return torch.where(seen, self.low, -torch.inf), torch.where(seen, self.high, torch.inf)
 
     def standardise(self, x: Tensor) -> Tensor:
         """From the user's units to zero mean and unit variance."""
@@ -59,9 +67,7 @@ class Standardiser(nn.Module):
 
     def clamp(self, x: Tensor) -> Tensor:
         """Into the range of the rows seen; the identity before the first one."""
-        return x.clamp(
-            torch.where(self.count > 0, self.low, -torch.inf), torch.where(self.count > 0, self.high, torch.inf)
-        )
+        return x.clamp(*self.range)
 
 
 class ActionScale(nn.Module):

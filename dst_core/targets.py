@@ -25,7 +25,7 @@ def sobolev_target(
         (s', r) = g(s, a, eps),   a' = pi_target(s'),   y = r + discount (1 - p_end) Z_target(s', a', xi),   Y = [y; dy/da (; dy/ds)].
 
     y is held within the returns that the model's rewards allow: off-policy bootstrapping diverges where the critic
-    extrapolates. Every sample has its own copy of (s, a), so one backward pass of the sum gives each sample's own
+    extrapolates; its gradient is left as it is. Every sample has its own copy of (s, a), so one backward pass of the sum gives each sample's own
     gradient. The result is detached after that derivative.
 
     Args:
@@ -62,7 +62,7 @@ def sobolev_target(
             noise,
         )
         y = draw.reward + discount * (1 - draw.termination) * future.reshape(-1)
-        y = y.clamp(*_return_range(model, discount))
+        y = y + (y.clamp(*_return_range(model, discount)) - y).detach()
         inputs = [{"action": chosen, "state": state}[block] for block in blocks]
         gradients = torch.autograd.grad(y.sum(), inputs) if inputs else ()
     joint = torch.cat([y.unsqueeze(-1), *gradients], -1).detach()

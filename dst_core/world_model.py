@@ -96,7 +96,8 @@ class ConditionalVae(nn.Module):
     @property
     def reward_range(self) -> tuple[Tensor, Tensor]:
         """That of the data, which draws are clamped to."""
-        return self.outcome.low[-1], self.outcome.high[-1]
+        low, high = self.outcome.range
+        return low[-1], high[-1]
 
     @torch.no_grad()
     def observe(self, transition: Transition) -> None:
@@ -114,12 +115,15 @@ class ConditionalVae(nn.Module):
         Returns:
             `negative_elbo` and `termination`, each ().
         """
+        with torch.no_grad():
+            # Projected, not clamped inside the graph: a scale at its limit must be able to come back.
+            self.output_log_std.clamp_(LOG_STD_MIN, LOG_STD_MAX)
         given = self._given(transition.observation, transition.action)
         outcome = self.outcome.standardise(_outcome(transition))
         posterior = _gaussian(self.encoder(torch.cat([given, outcome], -1)))
         prior = _gaussian(self.prior(given))
         decoded = self.decoder(torch.cat([given, posterior.draw(generator)], -1))
-        log_std = self.output_log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        log_std = self.output_log_std
         error = (outcome - decoded) / log_std.exp()
         log_likelihood = -(0.5 * error.square() + log_std + 0.5 * torch.log(torch.tensor(2 * torch.pi))).sum(-1)
         logit = self.termination(self.observation.standardise(transition.next_observation)).squeeze(-1)
@@ -133,7 +137,7 @@ class ConditionalVae(nn.Module):
         given = self._given(observation, action)
         latent = _gaussian(self.prior(given)).draw(generator)
         decoded = self.decoder(torch.cat([given, latent], -1))
-        log_std = self.output_log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).expand_as(decoded)
+        log_std = self.output_log_std.expand_as(decoded)
         outcome = self.outcome.clamp(self.outcome.restore(Gaussian(decoded, log_std).draw(generator)))
         next_observation = self.next_observation.clamp(observation + outcome[..., :-1])
         termination = torch.sigmoid(self.termination(self.observation.standardise(next_observation)).squeeze(-1))
