@@ -21,12 +21,22 @@ class Part(BaseModel):
 
 
 class ChannelLimits(Part):
-    """One channel as written; `null` limits are unbounded."""
+    """One channel as written; `null` limits are unbounded, a sensor that never varies has equal ones."""
 
     name: Name
     unit: Annotated[str, StringConstraints(max_length=64)]
     low: float | None
     high: float | None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"channel {self.name!r}: low {self.low} must not lie above high {self.high}")
+        return self
+
+
+class ActionLimits(ChannelLimits):
+    """A channel that an actuator can move."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -102,7 +112,7 @@ class Manifest(Part):
     files: dict[FileName, Sha256]
     task: Task
     observation: Annotated[list[ChannelLimits], Field(min_length=1, max_length=65536)]
-    action: Annotated[list[ChannelLimits], Field(min_length=1, max_length=4096)]
+    action: Annotated[list[ActionLimits], Field(min_length=1, max_length=4096)]
     control_period_s: Annotated[float, Field(gt=0)]
     normalisation: Normalisation
     observed_range: ObservedRange

@@ -1,6 +1,7 @@
 """`dst-drive`: drive a robot with a served policy.
 
-Exit codes: 0 done, 2 refused before moving, 3 record or report incomplete, 4 server lost, 130 Ctrl-C, 143 SIGTERM.
+Exit codes: 0 done, 2 refused before moving, 3 record or report incomplete, 4 server lost, 5 stopped by the guard in at least one episode,
+130 Ctrl-C, 143 SIGTERM. Where several apply: a signal before 4, 4 before 5, 5 before 3.
 """
 
 import logging
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 EXIT_REFUSED = 2
 EXIT_NOT_SAVED = 3
 EXIT_SERVER_LOST = 4
+EXIT_GUARD_STOPPED = 5
 DETAILS = {"none": pb.DETAIL_NONE, "summary": pb.DETAIL_SUMMARY, "samples": pb.DETAIL_SAMPLES}
 EXAMPLES = """Drive a simulated robot with a served policy.
 
@@ -49,7 +51,8 @@ Examples:
   dst-drive --server unix:/run/policy.sock --env Hopper-v5 --perturb actuation=0.1 dynamics=0.01 --realtime
   dst-drive --server 127.0.0.1:50051 --env Hopper-v5 --rate 100 --record run.mcap --report run.json
 
-Exit codes: 0 done, 2 refused before moving, 3 record or report incomplete, 4 server lost, 130 Ctrl-C, 143 SIGTERM."""
+Exit codes: 0 done, 2 refused before moving, 3 record or report incomplete, 4 server lost,
+5 stopped by the guard in at least one episode, 130 Ctrl-C, 143 SIGTERM."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,6 +196,8 @@ def drive(config: DriveConfig, console: Console) -> int:
         return 128 + interruption.signal
     if server_lost:
         return EXIT_SERVER_LOST
+    if loop.statistics.stops:
+        return EXIT_GUARD_STOPPED
     return os.EX_OK if saved else EXIT_NOT_SAVED
 
 

@@ -17,8 +17,9 @@ from dst_core.evaluate import evaluate
 from tests.integration.conftest import PERTURBATIONS, ServerProcess
 
 
-def drive(server: str, *more: str) -> list[str]:
-    task = ["--env", "InvertedPendulum-v5", "--perturb", *PERTURBATIONS]
+def drive(server: str, *more: str, budget_s: float = 5.0) -> list[str]:
+    """The ample budget keeps a busy machine from making ticks late."""
+    task = ["--env", "InvertedPendulum-v5", "--perturb", *PERTURBATIONS, "--budget-s", str(budget_s)]
     return [sys.executable, "-m", "sim_bridge", "--server", server, *task, *more]
 
 
@@ -57,19 +58,9 @@ def test_server_killed_during_an_episode_ends_the_drive_with_everything_saved(
     server: ServerProcess, tmp_path: Path
 ) -> None:
     record, report = tmp_path / "drive.mcap", tmp_path / "report.json"
-    more = (
-        "--episodes",
-        "1000",
-        "--rate",
-        "50",
-        "--record",
-        str(record),
-        "--report",
-        str(report),
-        "--hold-timeout-s",
-        "0.3",
-    )
-    robot = subprocess.Popen(drive(server.grpc, *more), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    saved = ("--record", str(record), "--report", str(report))
+    command = drive(server.grpc, "--episodes", "1000", "--rate", "50", "--hold-timeout-s", "0.3", *saved, budget_s=2.0)
+    robot = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert robot.stdout is not None
     for line in robot.stdout:
         if re.search(r"episode", line):

@@ -151,13 +151,33 @@ def test_bad_decisions_never_reach_the_actuators(server, tmp_path, action, reaso
     code, _ = run(server, record=tmp_path / "run.mcap", report=tmp_path / "r.json", hold_timeout_s=0.02)
     _, *ticks, _ = read_record(tmp_path / "run.mcap")
     applied = [list(tick.applied_action) for tick in ticks]
-    assert code == 0
+    assert code == 5
     assert applied == [[1.0]] * (len(ticks) - 1) + [[0.0]]
     assert ticks[4].guard == pb.GUARD_STATE_HOLD
     assert reason in ticks[4].guard_reason
     assert ticks[-1].guard == pb.GUARD_STATE_STOP
     report = json.loads((tmp_path / "r.json").read_text())
     assert report["episodes"][0]["guard_stops"] == report["guard"]["stops"] == 1
+
+
+def test_one_episode_stopped_by_the_guard_among_good_ones_exits_5(server, tmp_path):
+    def bad_in_the_first_episode(policy, observation):
+        bad = observation.status.episode == 0
+        yield decision_for(observation, [float("nan")] if bad else policy.act(observation.values))
+
+    server.policy.answer = bad_in_the_first_episode
+    code, _ = run(server, episodes=2, report=tmp_path / "r.json", hold_timeout_s=0.0)
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert [(e["steps"], e["guard_stops"]) for e in report["episodes"]] == [(1, 1), (200, 0)]
+    assert code == 5
+
+
+def test_guard_stop_outranks_a_record_that_could_not_be_written(server):
+    server.policy.answer = lambda policy, o: iter([decision_for(o, [float("nan")])])
+    process = command(server, "--record", "/dev/full", "--hold-timeout-s", "0", "--budget-s", "5")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 5
+    assert "No space left on device" in errors
 
 
 def test_server_lost_for_good_holds_then_stops_and_keeps_record_and_report(server, tmp_path):
@@ -230,7 +250,7 @@ def test_interruption_ends_cleanly_with_everything_saved(server, tmp_path, numbe
 
 
 def test_full_disk_while_recording_exits_3_after_the_whole_run(server, tmp_path):
-    process = command(server, "--record", "/dev/full", "--report", str(tmp_path / "r.json"))
+    process = command(server, "--record", "/dev/full", "--report", str(tmp_path / "r.json"), "--budget-s", "5")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 3
     assert errors.count("No space left on device") == 1
