@@ -1,5 +1,8 @@
 """`python -m benchmarks`."""
 
+import sys
+
 from benchmarks.app import main
 
-main()
+if __name__ == "__main__":
+    sys.exit(main())

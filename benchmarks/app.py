@@ -1,7 +1,12 @@
-"""dst-bench: medians and 99th percentiles of training, inference and serving."""
+"""dst-bench: medians and 99th percentiles of training, inference and serving.
+
+Exit codes: 0 measured, 2 refused or failed with the reason, 130 Ctrl-C.
+"""
 
 import contextlib
 import dataclasses
+import math
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,11 +18,14 @@ import tyro
 from rich.console import Console
 
 from benchmarks import infer, serve, train
+from benchmarks.errors import BenchmarkError
 from benchmarks.reference_bundle import make_reference_bundle
 from benchmarks.timing import Timing, print_json, show
 from dst_core.errors import TrainingError
 from server.errors import ServingError
 from sim_bridge.errors import SimBridgeError
+
+MIN_RUNS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +56,12 @@ class Train:
     json: bool = False
     """Print JSON instead of a table."""
 
+    def __post_init__(self) -> None:
+        for name in ("observation", "action", "hidden", "batch", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        _require_runs(self.runs)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Infer:
@@ -64,6 +78,9 @@ class Infer:
     """Timed runs of each row."""
     json: bool = False
     """Print JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        _require_runs(self.runs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +101,16 @@ class Serve:
     json: bool = False
     """Print JSON instead of a table."""
 
+    def __post_init__(self) -> None:
+        _require_runs(self.runs)
+        if not (math.isfinite(self.rate) and self.rate > 0):
+            raise ValueError(f"--rate must be a finite number > 0, got {self.rate}")
+
+
+def _require_runs(runs: int) -> None:
+    if runs < MIN_RUNS:
+        raise ValueError(f"--runs must be at least {MIN_RUNS} for a percentile, got {runs}")
+
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
@@ -92,15 +119,16 @@ Command = (
 )
 
 
-def main() -> None:
+def main() -> int:
     """Entry point of `dst-bench`."""
-    command = tyro.cli(Command, prog="dst-bench", description=__doc__)
-    if command.runs < 10:
-        sys.exit(f"dst-bench: --runs must be at least 10 for a percentile, got {command.runs}")
     try:
-        run(command)
-    except (TrainingError, ServingError, SimBridgeError, ValueError) as error:
-        sys.exit(f"dst-bench: {error}")
+        run(tyro.cli(Command, prog="dst-bench", description=__doc__))
+    except (BenchmarkError, TrainingError, ServingError, SimBridgeError, ValueError) as error:
+        print(f"dst-bench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    return 0
 
 
 def run(command: Train | Infer | Serve) -> None:
@@ -109,7 +137,7 @@ def run(command: Train | Infer | Serve) -> None:
         sizes = {name: value for name, value in dataclasses.asdict(command).items() if name != "json"}
         timings, setting = train.measure(**sizes)
         if command.json:
-            milliseconds = {timing.name: timing.p50_us / 1000 for timing in timings}
+            milliseconds = {timing.key: timing.p50_us / 1000 for timing in timings}
             print_json({"update_ms": {"dst": milliseconds.pop("update")}, "parts_ms": milliseconds, "setting": setting})
         else:
             show("one DST update, eager", timings, setting, unit="ms")
@@ -117,20 +145,21 @@ def run(command: Train | Infer | Serve) -> None:
     with _bundle(command.bundle) as bundle:
         if isinstance(command, Infer):
             timings, setting = infer.measure(bundle, runs=command.runs)
+            extra: dict[str, Any] = {}
         else:
-            timings, setting = serve.measure(bundle, runs=command.runs, rate_hz=command.rate)
+            timings, late_share, setting = serve.measure(bundle, runs=command.runs, rate_hz=command.rate)
+            extra = {"late_share": late_share}
     if command.json:
-        print_json(_percentiles(timings) | {"setting": setting})
+        print_json(_percentiles(timings) | extra | {"setting": setting})
     else:
-        show(
-            "inference in process" if isinstance(command, Infer) else "round trips through the server", timings, setting
-        )
+        title = "inference in process" if isinstance(command, Infer) else "round trips through the server"
+        show(title, timings, extra | setting)
 
 
 def _percentiles(timings: list[Timing]) -> dict[str, Any]:
     return {
-        "p50_us": {timing.name: timing.p50_us for timing in timings},
-        "p99_us": {timing.name: timing.p99_us for timing in timings},
+        "p50_us": {timing.key: timing.p50_us for timing in timings},
+        "p99_us": {timing.key: timing.p99_us for timing in timings},
     }
 
 

@@ -9,6 +9,7 @@ from multiprocessing.connection import Connection
 import grpc
 import uvloop
 
+from benchmarks.errors import BenchmarkError
 from protos import policy_pb2 as pb
 from protos.policy_pb2_grpc import PolicyServiceStub
 
@@ -60,7 +61,7 @@ def echo_stream() -> Iterator[Callable[[], None]]:
     process.start()
     try:
         if not ours.poll(START_TIMEOUT_S):
-            raise RuntimeError("the echo server did not start")
+            raise BenchmarkError(f"the echo server did not start within {START_TIMEOUT_S} s")
         outgoing: queue.SimpleQueue[pb.ControlRequest | None] = queue.SimpleQueue()
         with grpc.insecure_channel(f"127.0.0.1:{ours.recv()}") as channel:
             incoming = PolicyServiceStub(channel).Control(iter(outgoing.get, None))
@@ -69,8 +70,10 @@ def echo_stream() -> Iterator[Callable[[], None]]:
                 outgoing.put(MESSAGE)
                 next(incoming)
 
-            yield exchange
-            outgoing.put(None)
+            try:
+                yield exchange
+            finally:
+                outgoing.put(None)
     finally:
         process.terminate()
         process.join()

@@ -25,10 +25,12 @@ def measure(bundle: Path, *, runs: int) -> tuple[list[Timing], dict[str, Any]]:
         rows = rng.choice(loaded.golden["observation"], batch).astype(np.float32)
         for detail in (Detail.NONE, Detail.SUMMARY, Detail.SAMPLES):
             name = f"batch {batch}, {'action alone' if detail is Detail.NONE else f'with {detail.value}'}"
-            timings.append(time_call(name, partial(runtime.infer, rows, detail), runs=runs))
+            key = f"batch_{batch}_{'action' if detail is Detail.NONE else detail.value}"
+            timings.append(time_call(key, name, partial(runtime.infer, rows, detail), runs=runs))
     row = loaded.golden["observation"][:1]
     timings.append(
         time_call(
+            "batch_1_summary_paced",
             f"batch 1, with summary, paced at {PACED_HZ} Hz",
             lambda: runtime.infer(row, Detail.SUMMARY),
             runs=min(runs, 500),

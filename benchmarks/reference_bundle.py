@@ -22,6 +22,9 @@ def make_reference_bundle(
 
     Returns:
         The bundle's directory.
+
+    Raises:
+        KeyboardInterrupt: if training was interrupted.
     """
     run, bundle = directory / "run", directory / "bundle"
     config = TrainConfig(
@@ -36,6 +39,7 @@ def make_reference_bundle(
         agent=AgentConfig(hidden=hidden),
     )
     with contextlib.redirect_stdout(io.StringIO()):
-        train(config)
+        if train(config) != 0:  # saved after a signal
+            raise KeyboardInterrupt
     export(ExportConfig(run=run, out=bundle, name="reference", samples=samples))
     return bundle

@@ -4,35 +4,42 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+
+from sim_bridge.clock import Clock, MonotonicClock
 
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
     """Durations of one call, repeated."""
 
+    key: str
+    """Short and stable, for scripts."""
     name: str
+    """For people."""
     runs: int
     p50_us: float
     p99_us: float
 
 
-def summarise(name: str, durations_s: Sequence[float]) -> Timing:
+def summarise(key: str, name: str, durations_s: Sequence[float]) -> Timing:
     """Median and 99th percentile of durations in seconds."""
     p50, p99 = np.quantile(np.asarray(durations_s), (0.5, 0.99)) * 1e6
-    return Timing(name=name, runs=len(durations_s), p50_us=float(p50), p99_us=float(p99))
+    return Timing(key=key, name=name, runs=len(durations_s), p50_us=float(p50), p99_us=float(p99))
 
 
-def time_call(name: str, call: Callable[[], object], *, runs: int, period_s: float = 0.0) -> Timing:
+def time_call(key: str, name: str, call: Callable[[], object], *, runs: int, period_s: float = 0.0) -> Timing:
     """Time a call after a tenth as many warm-up runs.
 
     Args:
+        key: for scripts.
         name: for the table.
         call: what to time.
         runs: how often.
@@ -41,14 +48,23 @@ def time_call(name: str, call: Callable[[], object], *, runs: int, period_s: flo
     for _ in range(max(1, runs // 10)):
         call()
     durations = []
-    due = time.perf_counter()
-    for _ in range(runs):
-        due = max(due + period_s, time.perf_counter())
-        time.sleep(max(0.0, due - time.perf_counter()))
+    for _ in due_times_ns(runs, period_s=period_s, clock=MonotonicClock()):
         began = time.perf_counter()
         call()
         durations.append(time.perf_counter() - began)
-    return summarise(name, durations)
+    return summarise(key, name, durations)
+
+
+def due_times_ns(count: int, *, period_s: float, clock: Clock) -> Iterator[int]:
+    """Wait for each of `count` ticks on the absolute grid start + k * period and give its due time in nanoseconds.
+
+    As in a control loop no delay adds up: after a long tick the next ones follow at once until the grid is caught up.
+    """
+    start_ns, period_ns = clock.now_ns(), round(period_s * 1e9)
+    for k in range(count):
+        due_ns = start_ns + k * period_ns
+        clock.sleep_until_ns(due_ns)
+        yield due_ns
 
 
 def machine() -> dict[str, Any]:
@@ -75,7 +91,7 @@ def show(title: str, timings: Sequence[Timing], setting: dict[str, Any], *, unit
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for column in (f"p50 [{unit}]", f"p99 [{unit}]", "runs"):
-        table.add_column(column, justify="right")
+        table.add_column(escape(column), justify="right")
     scale = {"us": 1.0, "ms": 1e-3}[unit]
     for timing in timings:
         table.add_row(timing.name, f"{timing.p50_us * scale:.4g}", f"{timing.p99_us * scale:.4g}", str(timing.runs))

@@ -46,19 +46,19 @@ def measure(
 
         return timed
 
-    parts: dict[str, Callable[[], object]] = {
-        "update": lambda: agent.update(replay.sample(batch, generator), generator),
-        "sampling": lambda: replay.sample(batch, generator),
-        "world model": lambda: agent.update_model(transition, generator),
-        "target": lambda: agent.critics.target(
+    parts: dict[tuple[str, str], Callable[[], object]] = {
+        ("update", "update"): lambda: agent.update(replay.sample(batch, generator), generator),
+        ("sampling", "sampling"): lambda: replay.sample(batch, generator),
+        ("world_model", "world model"): lambda: agent.update_model(transition, generator),
+        ("target", "target"): lambda: agent.critics.target(
             transition, model=agent.model, actor=agent.target_actor, generator=generator
         ),
-        "critic, target included": lambda: agent.critics.step(
+        ("critic", "critic, target included"): lambda: agent.critics.step(
             transition, model=agent.model, actor=agent.target_actor, generator=generator
         ),
-        "actor": lambda: agent.update_actor(transition, generator),
+        ("actor", "actor"): lambda: agent.update_actor(transition, generator),
     }
-    timings = [time_call(name, part(call), runs=runs) for name, call in parts.items()]
+    timings = [time_call(key, name, part(call), runs=runs) for (key, name), call in parts.items()]
     setting = {
         "observation": observation,
         "action": action,

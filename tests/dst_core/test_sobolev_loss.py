@@ -1,0 +1,130 @@
+"""The critic's loss against the distance of vectors scaled by hand."""
+
+import pytest
+import torch
+
+from dst_core.critic import JointSamples
+from dst_core.mmd import max_sliced_mmd2, mmd2
+from dst_core.sobolev_loss import Distance, JointScale, sobolev_loss
+
+E, B, N, K, A, S = 2, 4, 5, 6, 2, 3
+BLOCKS: list[tuple[str, ...]] = [(), ("action",), ("state",), ("action", "state")]
+DISTANCES: list[Distance] = ["mmd", "max-sliced-mmd"]
+BANDWIDTH = 3.0
+
+
+def predicted(generator: torch.Generator) -> JointSamples:
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return JointSamples(
+        returns=40 * draw(E, B, N), action_gradient=7 * draw(E, B, N, A), observation_gradient=draw(E, B, N, S)
+    )
+
+
+def target(generator: torch.Generator, blocks: tuple[str, ...]) -> torch.Tensor:
+    columns = 1 + A * ("action" in blocks) + S * ("state" in blocks)
+    return 20 * torch.randn(B, K, columns, generator=generator, dtype=torch.float64) + 3
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("blocks", BLOCKS)
+def test_loss_is_the_distance_of_hand_scaled_vectors(blocks: tuple[str, ...], distance: Distance) -> None:
+    generator = torch.Generator().manual_seed(0)
+    samples, goal = predicted(generator), target(generator, blocks)
+    std = torch.linspace(0.5, 9, goal.shape[-1], dtype=torch.float64)
+    weight = 0.3
+    discrepancy = {"mmd": mmd2, "max-sliced-mmd": max_sliced_mmd2}[distance]
+    expected = 0.0
+    for member in range(E):
+        for row in range(B):
+            columns = [samples.returns[member, row, :, None]]
+            columns += [samples.action_gradient[member, row]] if "action" in blocks else []
+            columns += [samples.observation_gradient[member, row]] if "state" in blocks else []
+            x, y = torch.cat(columns, -1) / std, goal[row] / std
+            for vectors in (x, y):
+                vectors[:, 1:] *= weight
+            expected += float(discrepancy(x, y, bandwidth=BANDWIDTH)) / B
+    found = sobolev_loss(
+        samples, goal, std=std, gradient_weight=weight, distance=distance, bandwidth=BANDWIDTH, blocks=blocks
+    )
+    assert float(found) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("blocks", BLOCKS[1:])
+def test_weight_zero_leaves_the_loss_of_the_return_alone(blocks: tuple[str, ...], distance: Distance) -> None:
+    generator = torch.Generator().manual_seed(1)
+    goal = target(generator, blocks)
+    # Far apart: where the unbiased distance of the returns is negative, the best slice is one that leaves them out.
+    samples = predicted(generator)._replace(returns=200 + 40 * torch.rand(E, B, N, generator=generator).double())
+    std = torch.linspace(0.5, 9, goal.shape[-1], dtype=torch.float64)
+    weighted = sobolev_loss(
+        samples, goal, std=std, gradient_weight=0.0, distance=distance, bandwidth=BANDWIDTH, blocks=blocks
+    )
+    alone = sobolev_loss(
+        samples,
+        goal[..., :1],
+        std=std[:1],
+        gradient_weight=1.0,
+        distance=distance,
+        bandwidth=BANDWIDTH,
+        blocks=(),
+    )
+    assert float(weighted) == pytest.approx(float(alone), rel=1e-9)
+
+
+def test_loss_does_not_depend_on_the_units_of_any_column() -> None:
+    generator = torch.Generator().manual_seed(2)
+    blocks = ("action", "state")
+    samples, goal = predicted(generator), target(generator, blocks)
+    std = torch.linspace(0.5, 9, 1 + A + S, dtype=torch.float64)
+    units = torch.tensor([1000.0, 0.01, 3.0, 60.0, 1e-3, 57.3], dtype=torch.float64)
+    rescaled = JointSamples(
+        returns=samples.returns * units[0],
+        action_gradient=samples.action_gradient * units[1 : 1 + A],
+        observation_gradient=samples.observation_gradient * units[1 + A :],
+    )
+
+    def loss(these: JointSamples, goal: torch.Tensor, std: torch.Tensor) -> float:
+        return float(
+            sobolev_loss(these, goal, std=std, gradient_weight=0.5, distance="mmd", bandwidth=BANDWIDTH, blocks=blocks)
+        )
+
+    assert loss(rescaled, goal * units, std * units) == pytest.approx(loss(samples, goal, std), rel=1e-9)
+    assert loss(rescaled, goal * units, std) != pytest.approx(loss(samples, goal, std), rel=0.01)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_loss_reaches_returns_and_the_gradients_of_its_blocks(distance: Distance) -> None:
+    generator = torch.Generator().manual_seed(3)
+    samples = JointSamples(*(part.requires_grad_() for part in predicted(generator)))
+    goal = target(generator, ("action",))
+    std = torch.ones(1 + A, dtype=torch.float64)
+    sobolev_loss(samples, goal, std=std, gradient_weight=1.0, distance=distance, bandwidth=BANDWIDTH).backward()
+    assert samples.returns.grad is not None
+    assert samples.action_gradient.grad is not None
+    assert bool(samples.returns.grad.any())
+    assert bool(samples.action_gradient.grad.any())
+    assert samples.observation_gradient.grad is None
+
+
+def test_joint_scale_is_the_running_standard_deviation_of_a_naive_loop() -> None:
+    generator = torch.Generator().manual_seed(4)
+    rate = 0.25
+    scale = JointScale(3, rate=rate)
+    seen: list[torch.Tensor] = []
+    expected = torch.ones(3)
+    for batch in range(12):
+        samples = (1 + batch) * torch.randn(4, 5, 3, generator=generator) * torch.tensor([1.0, 30.0, 0.02]) + 5
+        scale.update(samples)
+        seen.append(samples.reshape(20, 3).std(0))
+        averaging = len(seen) <= 1 / rate
+        expected = torch.stack(seen).mean(0) if averaging else (1 - rate) * expected + rate * seen[-1]
+        torch.testing.assert_close(scale.std, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_joint_scale_of_a_constant_column_stays_above_its_floor() -> None:
+    scale = JointScale(2, floor=1e-3)
+    scale.update(torch.ones(4, 5, 2))
+    assert scale.std.tolist() == pytest.approx([1e-3, 1e-3])
