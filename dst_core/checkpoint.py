@@ -1,6 +1,9 @@
 """A run's directory: its configuration, and a checkpoint that holds tensors and JSON only (nothing is unpickled)."""
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +18,59 @@ CONFIG_FILE = "config.json"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
+@contextlib.contextmanager
+def _replaced(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, which takes its place once it is whole and on the disk.
+
+    Raises:
+        TrainingError: if it cannot be written; `path` is then as it was.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        with partial.open("r+b") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(
+            f"{path} cannot be written ({error}); what it held before is unchanged. Make room there, or choose another directory"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: object) -> None:
-    """Write JSON so that a reader sees the old file or the new one, never a part."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    """Write JSON so that a reader sees the old file or the new one, never a part.
+
+    Raises:
+        TrainingError: if it cannot be written.
+    """
+    with _replaced(path) as partial:
+        partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def save_checkpoint(directory: Path, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:
-    """Write the checkpoint so that an interrupted write leaves the previous one whole."""
-    partial = directory / (CHECKPOINT_FILE + ".partial")
-    plain = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    save_file(plain, partial, metadata={"progress": json.dumps(progress)})
-    partial.replace(directory / CHECKPOINT_FILE)
+    """Write the checkpoint so that an interrupted write leaves the previous one whole.
+
+    Raises:
+        TrainingError: if it cannot be written.
+    """
+    with _replaced(directory / CHECKPOINT_FILE) as partial:
+        save_file(_separate(tensors), partial, metadata={"progress": json.dumps(progress)})
+
+
+def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, no two in one piece of memory; only those that are not so already are copied."""
+    separate: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        if plain.untyped_storage().data_ptr() in taken:
+            plain = plain.clone()
+        taken.add(plain.untyped_storage().data_ptr())
+        separate[name] = plain
+    return separate
 
 
 def load_config(directory: Path) -> dict[str, Any]:
@@ -79,10 +122,20 @@ def optimiser_tensors(optimiser: torch.optim.Optimizer, prefix: str) -> dict[str
 
 
 def load_optimiser(optimiser: torch.optim.Optimizer, prefix: str, tensors: dict[str, Tensor]) -> None:
-    """Take over what `optimiser_tensors` gave."""
+    """Take over what `optimiser_tensors` gave.
+
+    Raises:
+        ValueError: if the tensors are not those of this optimiser's parameters.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith(prefix + "."):
             index, name = key.removeprefix(prefix + ".").split(".")
             state.setdefault(int(index), {})[name] = value
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    for number, entries in state.items():
+        shapes = {name: tuple(value.shape) for name, value in entries.items()}
+        moment = tuple(parameters[number].shape) if number < len(parameters) else None
+        if shapes != {"step": (), "exp_avg": moment, "exp_avg_sq": moment}:
+            raise ValueError(f"{prefix}.{number} must fit a parameter of shape {moment}, got {shapes}")
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})

@@ -13,6 +13,7 @@ from dst_core.sobolev_loss import Distance
 
 Sobolev = Literal["none", "action", "state", "full"]
 MAX_SEED = 1999
+OF_THE_CALL = ("out", "resume", "device")
 
 BLOCKS: dict[Sobolev, tuple[str, ...]] = {
     "none": (),
@@ -74,12 +75,15 @@ class AgentConfig:
         _require(
             "risk_level", self.risk_level, "lie in (0, 1] for cvar", self.risk != "cvar" or 0 < self.risk_level <= 1
         )
+        _require("risk_level", self.risk_level, "be finite and not negative", 0 <= self.risk_level < math.inf)
         for name in ("hidden", "noise_size", "latent", "actor_delay"):
             _require(name, getattr(self, name), "be at least 1", getattr(self, name) >= 1)
         for name in ("bandwidth", "learning_rate", "max_gradient_norm"):
             value = getattr(self, name)
             _require(name, value, "be positive and finite", value > 0 and math.isfinite(value))
-        _require("gradient_weight", self.gradient_weight, "not be negative", self.gradient_weight >= 0)
+        _require(
+            "gradient_weight", self.gradient_weight, "be finite and not negative", 0 <= self.gradient_weight < math.inf
+        )
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -128,7 +132,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require("seed", self.seed, f"lie in 0..{MAX_SEED}", 0 <= self.seed <= MAX_SEED)
-        _require("exploration", self.exploration, "not be negative", self.exploration >= 0)
+        _require("exploration", self.exploration, "be finite and not negative", 0 <= self.exploration < math.inf)
         for name in (
             "steps",
             "batch",
@@ -142,6 +146,13 @@ class TrainConfig:
             _require(name, getattr(self, name), "be at least 1", getattr(self, name) >= 1)
         _require("updates_per_step", self.updates_per_step, "be at least 1", self.updates_per_step >= 1)
         _require("replay", self.replay, f"hold at least one batch ({self.batch})", self.replay >= self.batch)
+        _require(
+            "steps",
+            self.steps,
+            f"exceed warmup_steps ({self.warmup_steps}), which collect experience without learning from it",
+            self.steps > self.warmup_steps,
+        )
+        _require("steps", self.steps, f"fill at least one batch ({self.batch})", self.steps >= self.batch)
 
     @classmethod
     def from_json(cls, plain: dict[str, Any], *, out: Path) -> "TrainConfig":
@@ -151,9 +162,11 @@ class TrainConfig:
             ValueError: if a field is unknown, missing or out of its range.
         """
         try:
+            _require_fields(plain, cls, absent=OF_THE_CALL)
+            _require_fields(plain["agent"], AgentConfig)
             agent = AgentConfig(**plain["agent"])
             return cls(**{**plain, "agent": agent, "perturb": tuple(plain["perturb"]), "out": out})
-        except (TypeError, KeyError) as error:
+        except (TypeError, AttributeError) as error:
             raise ValueError(
                 f"the configuration of the run in {out} is of another version or was edited: {error}"
             ) from error
@@ -161,10 +174,16 @@ class TrainConfig:
     def to_json(self) -> dict[str, object]:
         """The resolved configuration, fit for JSON; `out`, `resume` and `device` are of the call, not of the run."""
         plain = dataclasses.asdict(self)
-        for name in ("out", "resume", "device"):
+        for name in OF_THE_CALL:
             del plain[name]
         plain["perturb"] = list(self.perturb)
         return plain
+
+
+def _require_fields(plain: dict[str, Any], kind: type[Any], *, absent: tuple[str, ...] = ()) -> None:
+    wanted = {entry.name for entry in dataclasses.fields(kind)} - {*absent}
+    for name in sorted(wanted ^ plain.keys()):
+        raise TypeError(f"{name} is {'missing' if name in wanted else 'unknown'}")
 
 
 def _require(name: str, value: object, requirement: str, holds: bool) -> None:

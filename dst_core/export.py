@@ -5,13 +5,14 @@ import hashlib
 import json
 import logging
 import re
-import shutil
+import signal
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import torch
@@ -36,7 +37,9 @@ RETURN_LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 NORM_LEVELS = (0.1, 0.5, 0.9)
 CVAR_LEVEL = 0.1
 NOISE_SEED = 0
+REPLAYED_PROBES = 54
 GOLDEN_ROWS = 16
+NAME_LENGTH = 64
 TOLERANCE = {"relative": 1e-3, "absolute": 1e-3}
 LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "gymnasium", "mujoco", "numpy")
 
@@ -77,6 +80,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     Raises:
         TrainingError: if the run cannot be read or is not finished.
         ExportError: if the bundle exists, or a graph does not give what torch gives.
+        OSError: if the bundle cannot be written; nothing is left of it.
     """
     if config.out.exists():
         raise ExportError(f"{config.out} exists and a bundle never changes; choose another --out or remove it")
@@ -114,7 +118,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
         manifest["version"] = _sha256(_canonical(manifest))
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
         (directory / "manifest.json").write_text(text + "\n", encoding="utf-8")
-        shutil.move(directory, config.out)
+        directory.rename(config.out)
     return manifest
 
 
@@ -122,7 +126,8 @@ def load_run(directory: Path) -> Run:
     """A finished run, on the CPU.
 
     Raises:
-        TrainingError: if there is none, it is damaged, or it was interrupted before its evaluation critic was fitted.
+        TrainingError: if there is none, it is damaged, or it was interrupted before its last step was done and its evaluation critic
+            fitted.
     """
     plain = load_config(directory)
     try:
@@ -131,18 +136,18 @@ def load_run(directory: Path) -> Run:
         raise TrainingError(str(error)) from error
     run = Run.start(config, torch.device("cpu"))
     run.restore(directory)
-    if not run.progress["forecast"]:
+    if run.progress["step"] < config.steps or not run.progress["forecast"]:
         raise TrainingError(
-            f"the run in {directory} stopped at step {run.progress['step']} of {config.steps}, before its evaluation critic was fitted; "
+            f"the run in {directory} stopped at step {run.progress['step']} of {config.steps} and is not finished; "
             "finish it with the same dst-train command and --resume"
         )
     return run
 
 
 def _probes(run: Run) -> Tensor:
-    """Observations (64, S) for checks and golden data: replayed ones, and ones at and beyond the range of the data."""
+    """Observations (up to 64, S) for checks and golden data: replayed ones, and ones at and beyond the range of the data."""
     generator = torch.Generator().manual_seed(0)
-    replayed = run.replay.sample(54, generator).observation
+    replayed = run.replay.sample(min(REPLAYED_PROBES, len(run.replay)), generator).observation
     standardiser = run.agent.observation
     corners = torch.stack([standardiser.low, standardiser.high])
     wide = standardiser.restore(4 * torch.randn(8, len(standardiser.mean), generator=generator))
@@ -153,7 +158,7 @@ def _golden(policy: PolicyGraph, probes: Tensor) -> dict[str, NDArray[np.float32
     """The probes whose gradient samples are clearest of a sign, with the outputs: a share of signs must not hang on rounding."""
     with torch.no_grad():
         size = policy(probes)[-1].abs().flatten(1)
-        clearest = (size.amin(1) / size.amax(1).clamp_min(1e-12)).topk(GOLDEN_ROWS).indices
+        clearest = (size.amin(1) / size.amax(1).clamp_min(1e-12)).topk(min(GOLDEN_ROWS, len(probes))).indices
         outputs = policy(probes[clearest])
     named = zip(["action", *Summary._fields], outputs, strict=True)
     return {"observation": probes[clearest].numpy(), **{name: value.numpy() for name, value in named}}
@@ -165,7 +170,7 @@ def _manifest(config: ExportConfig, run: Run) -> dict[str, Any]:
     first, last = evaluations[0], evaluations[-1]
     return {
         "format_version": FORMAT_VERSION,
-        "name": config.name or re.sub(r"[^a-z0-9._-]", "-", run.config.env.lower()),
+        "name": config.name or policy_name(run.config.env),
         "task": {"environment": run.config.env, "perturbations": list(run.config.perturb)},
         "observation": [_channel(channel) for channel in contract.observation],
         "action": [_channel(channel) for channel in contract.action],
@@ -203,6 +208,11 @@ def _manifest(config: ExportConfig, run: Run) -> dict[str, Any]:
     }
 
 
+def policy_name(environment: str) -> str:
+    """The name a policy has unless it is given one: the task's id in the characters and the length that names may have."""
+    return re.sub(r"[^a-z0-9._-]", "-", environment.lower()).lstrip("._-")[:NAME_LENGTH]
+
+
 def _channel(channel: Channel) -> dict[str, Any]:
     plain = asdict(channel)
     return {**plain, **{limit: plain[limit] if np.isfinite(plain[limit]) else None for limit in ("low", "high")}}
@@ -223,9 +233,15 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def _terminated(number: int, _frame: FrameType | None) -> NoReturn:
+    """Leave by way of the clean-up."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Entry point of `dst-export`."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         config = tyro.cli(ExportConfig, prog="dst-export")
         with Console(stderr=True).status("exporting and checking three graphs"):
@@ -233,6 +249,15 @@ def main() -> None:
     except (ExportError, TrainingError, TaskError, ValueError) as error:
         print(f"dst-export: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(
+            f"dst-export: {error}; choose an --out that can be written and has room. Nothing was exported",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("dst-export: interrupted; nothing was exported", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     print(
         f"exported {manifest['name']} version {manifest['version'][:12]} to {config.out}; serve with dst-serve {config.out}"
     )

@@ -40,6 +40,9 @@ def seeded_construction(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+KEPT = ("step", "episodes", "warmup", "evaluations", "forecast", "updates", "exploration", "config", "device")
+
+
 @dataclass(kw_only=True)
 class Run:
     """Everything a checkpoint holds."""
@@ -53,7 +56,7 @@ class Run:
     exploration: np.random.Generator
     """Noise of exploration and warm-up actions."""
     forecast: GenerativeCritic
-    """The evaluation critic; meaningful once `progress['forecast']` is true."""
+    """The evaluation critic; meaningful while `progress['forecast']` is true: it was fitted to this very actor."""
     progress: dict[str, Any]
 
     @classmethod
@@ -100,8 +103,18 @@ class Run:
             },
         )
 
+    @property
+    def finite(self) -> bool:
+        """Whether every parameter of agent and evaluation critic is a finite number."""
+        parameters = [*self.agent.parameters(), *self.forecast.parameters()]
+        return all(bool(parameter.isfinite().all()) for parameter in parameters)
+
     def save(self, directory: Path) -> None:
-        """Write the checkpoint."""
+        """Write the checkpoint.
+
+        Raises:
+            TrainingError: if it cannot be written; the previous one is then as it was.
+        """
         tensors = {f"agent.{name}": value for name, value in self.agent.state_dict().items()}
         tensors |= {f"forecast.{name}": value for name, value in self.forecast.state_dict().items()}
         tensors |= {f"replay.{name}": value for name, value in self.replay.state().items()}
@@ -113,31 +126,43 @@ class Run:
             "updates": self.agent.updates,
             "exploration": self.exploration.bit_generator.state,
             "config": self.config.to_json(),
+            "device": self.replay.device.type,
         }
         save_checkpoint(directory, tensors, progress)
 
     def restore(self, directory: Path) -> None:
-        """Take over a checkpoint of the same task and configuration.
+        """Take over a checkpoint of the same task and configuration, be it of another device.
+
+        Noise goes on where it was on the device it was drawn on; on another it starts anew from the seed and the number of updates.
 
         Raises:
-            TrainingError: if the checkpoint is damaged or belongs to another task or configuration.
+            TrainingError: if the checkpoint is damaged or belongs to another version, task or configuration.
         """
         device = self.replay.device
         tensors, progress = load_checkpoint(directory, device)
+        if absent := [name for name in KEPT if name not in progress]:
+            raise TrainingError(
+                f"the checkpoint in {directory} is of another version: {', '.join(absent)} missing; "
+                "continue it with the version that wrote it, or train again into another --out"
+            )
         _require_same_run(directory, progress.pop("config"), self.config.to_json())
         try:
             self.agent.load_state_dict(_below(tensors, "agent"))
             self.forecast.load_state_dict(_below(tensors, "forecast"))
             self.replay.load_state(_below(tensors, "replay"))
-        except (RuntimeError, KeyError) as error:
+            for name, optimiser in self._optimisers().items():
+                load_optimiser(optimiser, name, tensors)
+            self.agent.updates = progress.pop("updates")
+            self.exploration.bit_generator.state = progress.pop("exploration")
+            if progress.pop("device") == device.type:
+                self.generator.set_state(tensors["generator"].cpu())
+            else:
+                entropy = np.random.SeedSequence([self.config.seed, self.agent.updates])
+                self.generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(
                 f"the checkpoint in {directory} does not fit this task: {error}; train again into another --out"
             ) from error
-        for name, optimiser in self._optimisers().items():
-            load_optimiser(optimiser, name, tensors)
-        self.generator.set_state(tensors["generator"].cpu())
-        self.agent.updates = progress.pop("updates")
-        self.exploration.bit_generator.state = progress.pop("exploration")
         self.progress = progress
 
     def _optimisers(self) -> dict[str, torch.optim.Optimizer]:

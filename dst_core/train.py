@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -26,9 +26,11 @@ from sim_bridge.tasks import TaskError, make_task
 
 Array = NDArray[np.floating[Any]]
 EVALUATIONS_FILE = "evaluations.json"
+CURE = "lower --agent.learning-rate or look at the task's rewards and observations"
 EPISODES_PER_SEED = 1_000_000
 LOG_EVERY_UPDATES = 100
-INTERRUPTED = 130
+INTERRUPTED = 128 + signal.SIGINT
+SAME_REQUEST_S = 1.0
 
 
 class Trainer:
@@ -40,9 +42,15 @@ class Trainer:
         self.progress = progress
         self.log = log
         self.stopped = False
+        self.saved_step: int = run.progress["step"]
 
     def train(self) -> None:
-        """Run to the last step or until `stopped`; the checkpoint is written either way."""
+        """Run to the last step or until `stopped`, and write the checkpoint.
+
+        Raises:
+            DivergedError: if a number is no longer finite; the last good checkpoint stays.
+            TrainingError: if a checkpoint cannot be written; the last one stays.
+        """
         config, progress = self.run.config, self.run.progress
         env = make_task(config.env, perturbations=config.perturb)
         try:
@@ -56,7 +64,14 @@ class Trainer:
                 self._fit_forecast()
         finally:
             env.close()
-            self.run.save(self.out)
+        self._save()
+
+    def _save(self) -> None:
+        step = self.run.progress["step"]
+        if not self.run.finite:
+            raise DivergedError(f"the networks hold numbers that are not finite at step {step}; {CURE}")
+        self.run.save(self.out)
+        self.saved_step = step
 
     def _episode(self, env: Environment) -> None:
         """One episode of experience and the updates it pays for; ends early at the last step or when stopped."""
@@ -72,6 +87,7 @@ class Trainer:
             observation, over = following, terminated or truncated
             total += float(reward)
             progress["step"] += 1
+            progress["forecast"] = False
             if progress["step"] <= config.warmup_steps:
                 self._warm_up(float(reward), over)
             elif len(self.run.replay) >= config.batch:
@@ -80,7 +96,7 @@ class Trainer:
             if progress["step"] % config.evaluate_every == 0:
                 self._evaluate()
             if progress["step"] % config.checkpoint_every == 0:
-                self.run.save(self.out)
+                self._save()
         progress["episodes"] += 1
         if over:
             self.progress.episode_return(total)
@@ -132,7 +148,7 @@ class Trainer:
             if wrong:
                 raise DivergedError(
                     f"{', '.join(wrong)} is not finite at step {self.run.progress['step']}, update {agent.updates}; "
-                    "lower --agent.learning-rate or look at the task's rewards and observations"
+                    f"{CURE}"
                 )
             if agent.updates % LOG_EVERY_UPDATES == 0:
                 self.progress.losses(float(info["critic_loss"]), float(info["negative_elbo"]))
@@ -148,6 +164,8 @@ class Trainer:
             perturbations=config.perturb,
             seeds=evaluation_seeds(config.evaluation_episodes),
         )
+        if not np.isfinite(result.returns).all():
+            raise DivergedError(f"the evaluation at step {step} gave the returns {result.returns}; {CURE}")
         self.run.progress["evaluations"].append({"step": step, **result.summary(), "returns": list(result.returns)})
         write_json(self.out / EVALUATIONS_FILE, self.run.progress["evaluations"])
         self.progress.evaluation(step, result)
@@ -171,17 +189,20 @@ class Trainer:
 
 
 def _prepare(config: TrainConfig) -> Run:
+    """A new run, or the one to resume, with its configuration and a checkpoint on disk."""
     device = choose_device(config.device)
-    started = (config.out / CONFIG_FILE).exists()
+    started = (config.out / CHECKPOINT_FILE).exists()
     if started and not config.resume:
         raise TrainingError(f"{config.out} already holds a run; add --resume to continue it, or choose another --out")
-    if config.resume and not (config.out / CHECKPOINT_FILE).exists():
+    if config.resume and not started:
         raise TrainingError(f"{config.out} holds no checkpoint to resume; leave --resume out to start there")
     run = Run.start(config, device)
-    config.out.mkdir(parents=True, exist_ok=True)
     if config.resume:
         run.restore(config.out)
+    config.out.mkdir(parents=True, exist_ok=True)
     write_json(config.out / CONFIG_FILE, config.to_json())
+    if not config.resume:
+        run.save(config.out)
     return run
 
 
@@ -189,12 +210,13 @@ def train(config: TrainConfig) -> int:
     """Train as configured.
 
     Returns:
-        0 when finished, 130 when interrupted and saved.
+        0 when finished, 130 when interrupted by SIGINT and saved, 143 by SIGTERM.
 
     Raises:
-        TrainingError: if the run cannot start or continue.
+        TrainingError: if the run cannot start, continue or be saved.
         TaskError: if the task does not fit.
-        DivergedError: if a loss is no longer finite; a checkpoint is saved before.
+        DivergedError: if a number is no longer finite; the last good checkpoint stays.
+        OSError: if the directory of the run cannot be made.
     """
     run = _prepare(config)
     with ExitStack() as stack:
@@ -202,12 +224,17 @@ def train(config: TrainConfig) -> int:
         stack.callback(log.close)
         progress = stack.enter_context(TrainingProgress(config, start=run.progress["step"]))
         trainer = Trainer(run, config.out, progress=progress, log=log)
-        stack.enter_context(_Interruptible(trainer))
+        interruptible = stack.enter_context(_Interruptible(trainer))
         began = time.monotonic()
-        trainer.train()
+        try:
+            trainer.train()
+        except DivergedError as error:
+            raise DivergedError(
+                f"{error}. The checkpoint of step {trainer.saved_step} in {config.out} is kept"
+            ) from error
         if trainer.stopped:
             progress.say(f"stopped at step {run.progress['step']} and saved; the same command with --resume goes on")
-            return INTERRUPTED
+            return interruptible.exit_code
         progress.say(
             f"finished {run.progress['step']} steps in {time.monotonic() - began:.0f} s; export with dst-export {config.out}"
         )
@@ -215,26 +242,36 @@ def train(config: TrainConfig) -> int:
 
 
 class _Interruptible:
-    """The first SIGINT or SIGTERM asks the trainer to stop and save; a second one ends the process as usual."""
+    """SIGINT and SIGTERM ask the trainer to stop and save.
+
+    The same request often comes twice, from the terminal and from the parent process; a signal that is repeated after a second means
+    that someone will not wait, and ends the process without saving.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
+        self.asked: dict[int, float] = {}
         self.previous: dict[int, Any] = {}
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
             self.previous[number] = signal.signal(number, self._stop)
+        return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
-
-    def _stop(self, _number: int, _frame: FrameType | None) -> None:
-        self.trainer.stopped = True
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
+
+    @property
+    def exit_code(self) -> int:
+        """By the custom of shells, 128 and the number of the first signal."""
+        return 128 + next(iter(self.asked))
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        self.trainer.stopped = True
+        if now - self.asked.setdefault(number, now) >= SAME_REQUEST_S:
+            sys.exit(self.exit_code)
 
 
 EXAMPLES = """Learn a policy and the law of its return.
@@ -254,6 +291,15 @@ def main() -> None:
     except (TrainingError, TaskError, ValueError) as error:
         print(f"dst-train: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(
+            f"dst-train: {error}; choose an --out that can be written and has room. Its last checkpoint, if any, is unchanged",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("dst-train: interrupted before there was anything to save", file=sys.stderr)
+        sys.exit(INTERRUPTED)
     except DivergedError as error:
         print(f"dst-train: {error}", file=sys.stderr)
         sys.exit(1)
