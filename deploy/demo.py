@@ -11,11 +11,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -40,9 +41,10 @@ TRAINING = [
     *("--agent.hidden", "64", "--agent.samples", "6", "--agent.learning-rate", "1e-3", "--agent.polyak", "0.02"),
     *("--agent.discount", "0.98", "--agent.truncate", "0", "--agent.gradient-weight", "0.1"),
 ]
+FIRST_DRIVE_SEED = 2_100_000_000
 STOP_TIMEOUT_S = 20
+SAME_REQUEST_S = 1.0
 READY_TIMEOUT_S = 60
-INTERRUPTED = 130
 
 
 class StepError(Exception):
@@ -60,87 +62,139 @@ def main() -> int:
     parser.add_argument("--episodes", type=int, default=2, help="episodes driven before the table")
     arguments = parser.parse_args()
     console = Console()
-    signal.signal(signal.SIGTERM, _interrupt)
-    out = PROJECT / "runs" / time.strftime("demo-%Y%m%d-%H%M%S")
-    run, bundle = out / "run", out / "bundle"
+    children = Children()
     try:
-        console.rule("1  train")
-        _step(["dst-train", "--env", ENVIRONMENT, *NOISE, *TRAINING, "--seed", str(arguments.seed), "--out", str(run)])
-        console.rule("2  export")
-        _step(["dst-export", str(run), "--out", str(bundle), "--name", "pendulum-swing-up"])
-        console.rule("3  serve and drive")
-        with _server(bundle) as (grpc, page):
-            console.print(f"watch the robot at [bold]{page}[/]")
-            drive = ["dst-drive", "--server", grpc, "--env", ENVIRONMENT, *NOISE, "--realtime", "--name", "demo-robot"]
-            report, record = out / "drive.json", out / "drive.mcap"
-            counted = ["--episodes", str(arguments.episodes), "--seed", str(arguments.seed)]
-            _step([*drive, *counted, "--report", str(report), "--record", str(record)])
-            console.rule("result")
-            _show(console, json.loads((bundle / "manifest.json").read_text()), json.loads(report.read_text()))
-            console.print(f"record of the drive: {record.relative_to(PROJECT)} (opens in Foxglove)", highlight=False)
-            if sys.stdout.isatty():
-                console.print(f"\nthe robot goes on driving; watch it at [bold]{page}[/], end with Ctrl-C")
-                _step([*drive, "--episodes", "1000000", "--seed", str(arguments.seed + 1)])
+        with children.ended():
+            _demo(console, children, seed=arguments.seed, episodes=arguments.episodes)
     except KeyboardInterrupt:
         console.print("\nstopped; nothing is left running")
-        return INTERRUPTED
+        return children.exit_code
     except StepError as error:
         console.print(f"[red]{error}[/]")
         return 1
     return 0
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+def _demo(console: Console, children: "Children", *, seed: int, episodes: int) -> None:
+    out = PROJECT / "runs" / time.strftime("demo-%Y%m%d-%H%M%S")
+    run, bundle = out / "run", out / "bundle"
+    first = FIRST_DRIVE_SEED + seed
+    console.rule("1  train")
+    children.step(["dst-train", "--env", ENVIRONMENT, *NOISE, *TRAINING, "--seed", str(seed), "--out", str(run)])
+    console.rule("2  export")
+    children.step(["dst-export", str(run), "--out", str(bundle), "--name", "pendulum-swing-up"])
+    console.rule("3  serve and drive")
+    grpc, page = children.server(bundle)
+    console.print(f"watch the robot at [bold]{page}[/]")
+    drive = ["dst-drive", "--server", grpc, "--env", ENVIRONMENT, *NOISE, "--realtime", "--name", "demo-robot"]
+    report, record = out / "drive.json", out / "drive.mcap"
+    counted = ["--episodes", str(episodes), "--seed", str(first)]
+    children.step([*drive, *counted, "--report", str(report), "--record", str(record)])
+    console.rule("result")
+    _show(console, json.loads((bundle / "manifest.json").read_text()), json.loads(report.read_text()))
+    console.print(f"record of the drive: {record.relative_to(PROJECT)} (opens in Foxglove)", highlight=False)
+    if sys.stdout.isatty():
+        console.print(f"\nthe robot goes on driving; watch it at [bold]{page}[/], end with Ctrl-C")
+        children.step([*drive, "--episodes", "1000000", "--seed", str(first + episodes)])
 
 
-def _step(command: list[str]) -> None:
-    """Show a command, run it to its end, and end it if we are interrupted."""
-    print("$", " ".join(command), flush=True)
-    process = subprocess.Popen([str(COMMANDS / command[0]), *command[1:]])
-    with _ended(process):
-        code = process.wait()
-    if code != 0:
-        raise StepError(f"{command[0]} ended with exit code {code}")
+class Children:
+    """The processes of the demo, none of which outlives it.
 
+    They are in process groups of their own, so Ctrl-C on a terminal reaches the demo alone: it raises KeyboardInterrupt here once, and
+    each child is asked once to end, with time to save. Ctrl-C again after a second kills them.
+    """
 
-@contextlib.contextmanager
-def _server(bundle: Path) -> Iterator[tuple[str, str]]:
-    """The policy server while the block runs; gives its gRPC address and the page's."""
-    command = ["dst-serve", str(bundle), "--grpc", _address(50051), "--http", _address(8080)]
-    print("$", " ".join(command), flush=True)
-    process = subprocess.Popen([str(COMMANDS / command[0]), *command[1:]], stdout=subprocess.PIPE, text=True)
-    with _ended(process):
-        yield _wait_ready(process)
+    def __init__(self) -> None:
+        self._running: list[subprocess.Popen[str]] = []
+        self._starting = False
+        self._ending = False
+        self._signal: int | None = None
+        self._asked_s = 0.0
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._interrupt)
 
+    @property
+    def exit_code(self) -> int:
+        """By the custom of shells, 128 and the number of the signal."""
+        return 0 if self._signal is None else 128 + self._signal
 
-def _wait_ready(process: "subprocess.Popen[str]") -> tuple[str, str]:
-    """Show the server's output up to its ready line."""
-    assert process.stdout is not None
-    deadline = time.monotonic() + READY_TIMEOUT_S
-    for line in process.stdout:
-        if line.startswith("ready "):
-            grpc, page = (part.partition("=")[2] for part in line.split()[1:3])
-            return grpc, page
-        print(line, end="", flush=True)
-        if time.monotonic() > deadline:
-            break
-    raise StepError("dst-serve did not become ready")
-
-
-@contextlib.contextmanager
-def _ended(process: "subprocess.Popen[str] | subprocess.Popen[bytes]") -> Iterator[None]:
-    """Make sure that the process is gone afterwards; Ctrl-C has reached it too, so it first gets time to save."""
-    try:
-        yield
-    finally:
-        if process.poll() is None:
-            process.terminate()
+    @contextlib.contextmanager
+    def ended(self) -> Iterator[None]:
+        """After the block no child is left."""
+        try:
             try:
-                process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
+                yield
+            finally:
+                self._ending = True
+        finally:
+            for process in reversed(self._running):
+                process.terminate()
+                try:
+                    process.wait(STOP_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+    def step(self, command: list[str]) -> None:
+        """Show a command and run it to its end.
+
+        Raises:
+            StepError: if it fails.
+        """
+        code = self._start(command, stdout=None).wait()
+        if code != 0:
+            raise StepError(f"{command[0]} ended with exit code {code}")
+
+    def server(self, bundle: Path) -> tuple[str, str]:
+        """Start the policy server and show what it says up to its ready line.
+
+        Returns:
+            Its gRPC address and the page's.
+
+        Raises:
+            StepError: if it ends or is not ready in time.
+        """
+        command = ["dst-serve", str(bundle), "--grpc", _address(50051), "--http", _address(8080)]
+        process = self._start(command, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        overdue = threading.Timer(READY_TIMEOUT_S, process.kill)
+        overdue.start()
+        try:
+            for line in process.stdout:
+                if line.startswith("ready "):
+                    grpc, page = (part.partition("=")[2] for part in line.split()[1:3])
+                    return grpc, page
+                print(line, end="", flush=True)
+        finally:
+            overdue.cancel()
+        raise StepError(f"dst-serve did not become ready within {READY_TIMEOUT_S} s")
+
+    def _start(self, command: list[str], *, stdout: int | None) -> "subprocess.Popen[str]":
+        print("$", " ".join(command), flush=True)
+        self._starting = True
+        process = subprocess.Popen(
+            [str(COMMANDS / command[0]), *command[1:]],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            text=True,
+            process_group=0,
+        )
+        self._running.append(process)
+        self._starting = False
+        if self._signal is not None:
+            raise KeyboardInterrupt
+        return process
+
+    def _interrupt(self, number: int, _frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._signal is None:
+            self._signal, self._asked_s = number, now
+            if not (self._starting or self._ending):
+                raise KeyboardInterrupt
+        elif now - self._asked_s >= SAME_REQUEST_S:
+            for process in self._running:
                 process.kill()
-                process.wait()
 
 
 def _address(port: int) -> str:
@@ -154,7 +208,7 @@ def _address(port: int) -> str:
     return f"127.0.0.1:{port}"
 
 
-def _show(console: Console, manifest: dict, report: dict) -> None:
+def _show(console: Console, manifest: dict[str, Any], report: dict[str, Any]) -> None:
     evaluation, trip = manifest["evaluation"], report["round_trip_us"]
     table = Table(show_header=False)
     table.add_row("return before training", f"{evaluation['untrained_return_mean']:.0f}")

@@ -233,15 +233,15 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _terminated(number: int, _frame: FrameType | None) -> NoReturn:
-    """Leave by way of the clean-up."""
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
 def main() -> None:
     """Entry point of `dst-export`."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     try:
         config = tyro.cli(ExportConfig, prog="dst-export")
         with Console(stderr=True).status("exporting and checking three graphs"):
@@ -255,9 +255,10 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("dst-export: interrupted; nothing was exported", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+    except SystemExit as ended:
+        if ended.code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+            print("dst-export: interrupted; nothing was exported", file=sys.stderr)
+        raise
     print(
         f"exported {manifest['name']} version {manifest['version'][:12]} to {config.out}; serve with dst-serve {config.out}"
     )

@@ -6,7 +6,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 import torch
@@ -30,22 +30,60 @@ CURE = "lower --agent.learning-rate or look at the task's rewards and observatio
 EPISODES_PER_SEED = 1_000_000
 LOG_EVERY_UPDATES = 100
 INTERRUPTED = 128 + signal.SIGINT
+TERMINATED = 128 + signal.SIGTERM
 SAME_REQUEST_S = 1.0
+
+
+class Interruption:
+    """SIGINT and SIGTERM ask the run within this context to stop and save.
+
+    The same request often comes twice, from the terminal and from the parent process; a signal that is repeated after a second means
+    that someone will not wait, and ends the process without saving.
+    """
+
+    def __init__(self) -> None:
+        self._asked: dict[int, float] = {}
+        self._previous: dict[int, Any] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._asked)
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self.ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @property
+    def exit_code(self) -> int:
+        """By the custom of shells, 128 and the number of the first signal."""
+        return 128 + next(iter(self._asked))
+
+    def ask(self, number: int, _frame: FrameType | None = None) -> None:
+        """Handle a signal."""
+        now = time.monotonic()
+        if now - self._asked.setdefault(number, now) >= SAME_REQUEST_S:
+            sys.exit(self.exit_code)
 
 
 class Trainer:
     """Steps the task, updates the agent, and keeps the run on disk."""
 
-    def __init__(self, run: Run, out: Path, *, progress: TrainingProgress, log: SummaryWriter) -> None:
+    def __init__(
+        self, run: Run, out: Path, *, interruption: Interruption, progress: TrainingProgress, log: SummaryWriter
+    ) -> None:
         self.run = run
         self.out = out
         self.progress = progress
         self.log = log
-        self.stopped = False
+        self.interruption = interruption
         self.saved_step: int = run.progress["step"]
 
     def train(self) -> None:
-        """Run to the last step or until `stopped`, and write the checkpoint.
+        """Run to the last step or until interrupted, and write the checkpoint.
 
         Raises:
             DivergedError: if a number is no longer finite; the last good checkpoint stays.
@@ -56,9 +94,9 @@ class Trainer:
         try:
             if not progress["evaluations"]:
                 self._evaluate()
-            while progress["step"] < config.steps and not self.stopped:
+            while progress["step"] < config.steps and not self.interruption:
                 self._episode(env)
-            if not self.stopped:
+            if not self.interruption:
                 if progress["evaluations"][-1]["step"] < progress["step"]:
                     self._evaluate()
                 self._fit_forecast()
@@ -78,7 +116,7 @@ class Trainer:
         config, progress = self.run.config, self.run.progress
         observation, _ = env.reset(seed=config.seed * EPISODES_PER_SEED + progress["episodes"])
         total, over = 0.0, False
-        while not over and progress["step"] < config.steps and not self.stopped:
+        while not over and progress["step"] < config.steps and not self.interruption:
             action = self._explore(observation)
             following, reward, terminated, truncated, _ = env.step(action)
             transition = self._transition(observation, action, float(reward), following, terminated)
@@ -180,7 +218,7 @@ class Trainer:
         updates = run.config.forecast_updates
         forecast = Forecast(run.agent.critics.critic, config=run.config.agent, updates=updates)
         for _ in self.progress.track_forecast(updates):
-            if self.stopped:
+            if self.interruption:
                 return
             transition = run.replay.sample(run.config.batch, run.generator)
             forecast.step(transition, model=run.agent.model, actor=run.agent.actor, generator=run.generator)
@@ -220,11 +258,11 @@ def train(config: TrainConfig) -> int:
     """
     run = _prepare(config)
     with ExitStack() as stack:
+        interruption = stack.enter_context(Interruption())
         log = SummaryWriter(str(config.out / "tensorboard"), purge_step=run.progress["step"] or None)
         stack.callback(log.close)
         progress = stack.enter_context(TrainingProgress(config, start=run.progress["step"]))
-        trainer = Trainer(run, config.out, progress=progress, log=log)
-        interruptible = stack.enter_context(_Interruptible(trainer))
+        trainer = Trainer(run, config.out, interruption=interruption, progress=progress, log=log)
         began = time.monotonic()
         try:
             trainer.train()
@@ -232,46 +270,13 @@ def train(config: TrainConfig) -> int:
             raise DivergedError(
                 f"{error}. The checkpoint of step {trainer.saved_step} in {config.out} is kept"
             ) from error
-        if trainer.stopped:
+        if interruption:
             progress.say(f"stopped at step {run.progress['step']} and saved; the same command with --resume goes on")
-            return interruptible.exit_code
+            return interruption.exit_code
         progress.say(
             f"finished {run.progress['step']} steps in {time.monotonic() - began:.0f} s; export with dst-export {config.out}"
         )
     return 0
-
-
-class _Interruptible:
-    """SIGINT and SIGTERM ask the trainer to stop and save.
-
-    The same request often comes twice, from the terminal and from the parent process; a signal that is repeated after a second means
-    that someone will not wait, and ends the process without saving.
-    """
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.asked: dict[int, float] = {}
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, self._stop)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    @property
-    def exit_code(self) -> int:
-        """By the custom of shells, 128 and the number of the first signal."""
-        return 128 + next(iter(self.asked))
-
-    def _stop(self, number: int, _frame: FrameType | None) -> None:
-        now = time.monotonic()
-        self.trainer.stopped = True
-        if now - self.asked.setdefault(number, now) >= SAME_REQUEST_S:
-            sys.exit(self.exit_code)
 
 
 EXAMPLES = """Learn a policy and the law of its return.
@@ -283,11 +288,17 @@ examples:
 """
 
 
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Entry point of `dst-train`."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     try:
         config = tyro.cli(TrainConfig, prog="dst-train", description=EXAMPLES)
-        sys.exit(train(config))
+        code = train(config)
     except (TrainingError, TaskError, ValueError) as error:
         print(f"dst-train: {error}", file=sys.stderr)
         sys.exit(2)
@@ -297,12 +308,16 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("dst-train: interrupted before there was anything to save", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except SystemExit as ended:
+        if ended.code in (INTERRUPTED, TERMINATED):
+            print("dst-train: interrupted without saving; the last checkpoint, if any, is unchanged", file=sys.stderr)
+        raise
     except DivergedError as error:
         print(f"dst-train: {error}", file=sys.stderr)
         sys.exit(1)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # all is saved; a late repetition must not change the exit code
+    sys.exit(code)
 
 
 if __name__ == "__main__":

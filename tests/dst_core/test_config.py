@@ -20,6 +20,10 @@ from dst_core.config import AgentConfig, TrainConfig
         ({"risk": "cvar", "risk_level": 0.0}, "risk_level"),
         ({"hidden": 0}, "hidden must be at least 1"),
         ({"gradient_weight": -1.0}, "gradient_weight"),
+        ({"gradient_weight": float("inf")}, "gradient_weight must be finite"),
+        ({"risk": "mean-std", "risk_level": -0.5}, "risk_level must be finite and not negative"),
+        ({"risk": "mean-std", "risk_level": float("nan")}, "risk_level must be finite"),
+        ({"risk": "mean-std", "risk_level": float("inf")}, "risk_level must be finite"),
     ],
 )
 def test_choices_outside_their_range_are_refused_by_name(choice: dict[str, object], message: str) -> None:
@@ -34,7 +38,10 @@ def test_choices_outside_their_range_are_refused_by_name(choice: dict[str, objec
         ({"steps": 0}, "steps"),
         ({"replay": 10, "batch": 20}, "hold at least one batch"),
         ({"exploration": -1.0}, "exploration"),
+        ({"exploration": float("inf")}, "exploration must be finite"),
         ({"updates_per_step": 0}, "updates_per_step"),
+        ({"steps": 1000}, r"steps must exceed warmup_steps \(1000\)"),
+        ({"steps": 200, "warmup_steps": 100}, r"steps must fill at least one batch \(256\)"),
     ],
 )
 def test_runs_outside_their_range_are_refused_by_name(choice: dict[str, object], message: str) -> None:
@@ -54,3 +61,24 @@ def test_configuration_of_another_version_is_refused() -> None:
     plain["agent"]["momentum"] = 0.9
     with pytest.raises(ValueError, match="momentum"):
         TrainConfig.from_json(plain, out=Path("runs/x"))
+
+
+@pytest.mark.parametrize("field", ["steps", "replay", "perturb", "agent"])
+def test_configuration_with_a_missing_field_is_refused_by_name(field: str) -> None:
+    plain = TrainConfig(env="Hopper-v5").to_json()
+    del plain[field]
+    with pytest.raises(ValueError, match=f"{field} is missing"):
+        TrainConfig.from_json(plain, out=Path("runs/x"))
+
+
+def test_agent_configuration_with_a_missing_field_is_refused_by_name() -> None:
+    plain = json.loads(json.dumps(TrainConfig(env="Hopper-v5").to_json()))
+    del plain["agent"]["polyak"]
+    with pytest.raises(ValueError, match="polyak is missing"):
+        TrainConfig.from_json(plain, out=Path("runs/x"))
+
+
+@pytest.mark.parametrize("wrong", [{"agent": 3}, {"steps": "many"}, {"perturb": None}])
+def test_configuration_of_wrong_types_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="was edited"):
+        TrainConfig.from_json({**TrainConfig(env="Hopper-v5").to_json(), **wrong}, out=Path("runs/x"))

@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +15,10 @@ import torch
 
 from dst_core.config import AgentConfig, TrainConfig
 from dst_core.errors import ExportError, TrainingError
-from dst_core.export import ExportConfig, export, load_run
-from dst_core.graphs import export_graph
-from dst_core.parity import check_graph
+from dst_core.export import ExportConfig, export, load_run, policy_name
+from dst_core.graphs import UncertaintyGraph, baked_noise, export_graph
+from dst_core.parity import check_gradients, check_graph
+from dst_core.summary import Summarise, Summary
 from dst_core.train import train
 
 
@@ -179,3 +184,99 @@ def test_fixed_batch_size_is_noticed(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError, match="batch axis of action was fixed to 1"):
         export_graph(Fixed(), {"observation": torch.randn(4, 2)}, ["action"], tmp_path / "fixed.onnx")
+
+
+class WrongSlope(UncertaintyGraph):
+    """Gives returns that are right and gradients that are one part in a thousand too steep."""
+
+    def joint_samples(self, observation: torch.Tensor, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        returns, gradients = super().joint_samples(observation, action)
+        return returns, 1.001 * gradients
+
+
+@pytest.mark.parametrize("kind", [UncertaintyGraph, WrongSlope])
+def test_gradient_check_notices_a_wrong_gradient(run: Path, tmp_path: Path, kind: type[UncertaintyGraph]) -> None:
+    critic = load_run(run).forecast
+    summarise = Summarise(count=4, return_levels=(0.5,), cvar_level=0.5, norm_levels=(0.5,))
+    graph = kind(critic, baked_noise(critic, count=4, seed=0), summarise).eval()
+    inputs = {"observation": torch.randn(8, 10), "action": torch.rand(8, 2)}
+    export_graph(graph, inputs, list(Summary._fields), tmp_path / "graph.onnx")
+    check_graph(tmp_path / "graph.onnx", graph, inputs, list(Summary._fields))
+    if kind is UncertaintyGraph:
+        check_gradients(tmp_path / "graph.onnx", graph, **inputs)
+    else:
+        with pytest.raises(ExportError, match="gradient_samples against autograd"):
+            check_gradients(tmp_path / "graph.onnx", graph, **inputs)
+
+
+class Signs(torch.nn.Module):
+    """The summary's outputs that hang on signs, of gradient samples that are given; `nudge` plays the part of rounding."""
+
+    def __init__(self, nudge: float) -> None:
+        super().__init__()
+        self.nudge = nudge
+        self.summarise = Summarise(count=4, return_levels=(0.5,), cvar_level=0.5, norm_levels=(0.5,))
+
+    def forward(self, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        gradients = samples[..., None] + self.nudge
+        summary = self.summarise(samples, gradients)
+        return summary.gradient_sign_agreement, summary.gradient_resultant_length, summary.gradient_samples
+
+
+@pytest.mark.parametrize(
+    ("sample", "nudge", "agrees"),
+    [(-1e-6, 2e-6, True), (-2e-3, 4e-3, False), (-2e-5, 4e-5, True)],
+    ids=["within rounding", "a clear sample", "just within"],
+)
+def test_only_samples_of_rounding_size_may_change_their_sign(
+    tmp_path: Path, sample: float, nudge: float, agrees: bool
+) -> None:
+    outputs = ["gradient_sign_agreement", "gradient_resultant_length", "gradient_samples"]
+    samples = torch.tensor([[1.0, 0.5, sample, 0.7]]).repeat(8, 1)
+    samples[1:, 2] = -0.3
+    export_graph(Signs(nudge), {"samples": samples}, outputs, tmp_path / "signs.onnx")
+    if agrees:
+        check_graph(tmp_path / "signs.onnx", Signs(0.0), {"samples": samples}, outputs)
+    else:
+        with pytest.raises(ExportError, match="gradient_sign_agreement at batch 1 differs"):
+            check_graph(tmp_path / "signs.onnx", Signs(0.0), {"samples": samples}, outputs)
+
+
+def test_run_with_fewer_transitions_than_probes_is_exported(tmp_path: Path) -> None:
+    agent = AgentConfig(hidden=16, noise_size=4, latent=2, samples=3)
+    shortest = {"steps": 2, "warmup_steps": 1, "batch": 1, "evaluation_episodes": 1, "forecast_updates": 1}
+    train(TrainConfig(env="Reacher-v5", device="cpu", out=tmp_path / "run", agent=agent, **shortest))
+    export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle", samples=4))
+    with np.load(tmp_path / "bundle" / "golden.npz", allow_pickle=False) as golden:
+        assert len(golden["observation"]) == 12
+
+
+def test_policy_name_made_from_a_task_is_one_that_may_be_given() -> None:
+    assert policy_name("InvertedPendulum-v5") == "invertedpendulum-v5"
+    for task in ("namespace/" + "VeryLongTaskName" * 8 + "-v0", "_Odd:Name-v1", "Größe-v0"):
+        assert ExportConfig(run=Path("run"), out=Path("bundle"), name=policy_name(task)).name
+
+
+def test_bundle_that_cannot_be_written_gets_one_line_and_exit_code_2(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    call = [sys.executable, "-m", "dst_core.export", str(run), "--out", str(tmp_path / "file" / "bundle")]
+    done = subprocess.run(call, check=False, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "choose an --out that can be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_export_leaves_nothing_behind(run: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    out = tmp_path / "bundles" / "bundle"
+    call = [sys.executable, "-m", "dst_core.export", str(run), "--out", str(out)]
+    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("bundles/.export-*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert errors.splitlines()[-1] == "dst-export: interrupted; nothing was exported"
+    assert "Traceback" not in errors
+    assert list(out.parent.iterdir()) == []

@@ -1,20 +1,25 @@
 """dst-train and its run directory: it learns nothing wrong from interruptions, damage or other people's checkpoints."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 
-from dst_core.checkpoint import CHECKPOINT_FILE, load_checkpoint
+from dst_core.agent import Agent
+from dst_core.checkpoint import CHECKPOINT_FILE, CONFIG_FILE, _separate, load_checkpoint, save_checkpoint, write_json
 from dst_core.config import AgentConfig, TrainConfig
 from dst_core.errors import DivergedError, TrainingError
 from dst_core.evaluate import evaluation_seeds
+from dst_core.export import load_run
 from dst_core.run import Run, choose_device
-from dst_core.train import EPISODES_PER_SEED, train
+from dst_core.train import EPISODES_PER_SEED, EVALUATIONS_FILE, Interruption, Trainer, main, train
 from sim_bridge.tasks import TaskError
 
 SMALL = AgentConfig(hidden=16, noise_size=4, latent=2, samples=3)
@@ -38,6 +43,11 @@ def config(out: Path, **changes: object) -> TrainConfig:
 
 def tensors(out: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(out, torch.device("cpu"))[0]
+
+
+def metadata(out: Path) -> dict[str, str]:
+    with safe_open(out / CHECKPOINT_FILE, framework="pt") as file:
+        return file.metadata()
 
 
 def command(out: Path, *more: str) -> list[str]:
@@ -76,7 +86,69 @@ def test_resumed_run_continues_to_more_steps(tmp_path: Path) -> None:
     after = tensors(tmp_path)
     assert int(after["replay.added"]) == 80
     assert torch.equal(after["replay.observation"][:60], before["replay.observation"])
-    assert not torch.equal(after["agent.actor.layers.0.weight"], before["agent.actor.layers.0.weight"])
+    for fitted in ("agent.actor.layers.0.weight", "forecast.head.weight"):
+        assert not torch.equal(after[fitted], before[fitted]), fitted
+
+
+def test_interrupted_continuation_is_not_exportable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    train(config(out))
+    fit = Trainer._fit_forecast
+
+    def interrupted_fit(trainer: Trainer) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        fit(trainer)
+
+    monkeypatch.setattr(Trainer, "_fit_forecast", interrupted_fit)
+    assert train(config(out, steps=80, resume=True)) == 143
+    with pytest.raises(TrainingError, match="step 80 of 80 and is not finished"):
+        load_run(out)
+    monkeypatch.undo()
+    assert train(config(out, steps=80, resume=True)) == 0
+    assert load_run(out).progress["step"] == 80
+
+
+def test_continuation_killed_before_its_first_checkpoint_is_not_exportable(tmp_path: Path) -> None:
+    train(config(tmp_path))
+    write_json(tmp_path / CONFIG_FILE, config(tmp_path, steps=80).to_json())
+    with pytest.raises(TrainingError, match="step 60 of 80 and is not finished"):
+        load_run(tmp_path)
+
+
+def rewrite(out: Path, changes: dict[str, torch.Tensor], **progress: object) -> None:
+    """Edit a checkpoint; a progress of None is left out."""
+    kept, kept_progress = load_checkpoint(out, torch.device("cpu"))
+    progress = {name: value for name, value in {**kept_progress, **progress}.items() if value is not None}
+    save_checkpoint(out, {**kept, **changes}, progress)
+
+
+def test_checkpoint_of_cuda_is_read_and_resumed_on_the_cpu(tmp_path: Path) -> None:
+    train(config(tmp_path))
+    rewrite(tmp_path, {"generator": torch.zeros(16, dtype=torch.uint8)}, device="cuda")
+    first, second = load_run(tmp_path), load_run(tmp_path)
+    assert torch.equal(first.generator.get_state(), second.generator.get_state())
+    assert not torch.equal(first.generator.get_state(), torch.Generator().manual_seed(0).get_state())
+    assert train(config(tmp_path, steps=80, resume=True)) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "progress", "message"),
+    [
+        ({}, {"updates": None}, "another version: updates missing"),
+        ({}, {"device": None}, "another version: device missing"),
+        ({}, {"exploration": {"bit_generator": "MT19937"}}, "does not fit"),
+        ({"generator": torch.zeros(16, dtype=torch.uint8)}, {}, "does not fit"),
+        ({"optimiser.actor.0.exp_avg": torch.zeros(3)}, {}, "optimiser.actor.0 must fit a parameter"),
+        ({"agent.actor.layers.0.weight": torch.zeros(3)}, {}, "does not fit"),
+    ],
+)
+def test_checkpoint_of_another_version_is_refused(
+    tmp_path: Path, changes: dict[str, torch.Tensor], progress: dict[str, object], message: str
+) -> None:
+    train(config(tmp_path))
+    rewrite(tmp_path, changes, **progress)
+    with pytest.raises(TrainingError, match=message):
+        train(config(tmp_path, steps=70, resume=True))
 
 
 def test_restored_run_equals_the_saved_one_in_every_tensor(tmp_path: Path) -> None:
@@ -106,6 +178,102 @@ def test_interruption_saves_and_resume_finishes(tmp_path: Path) -> None:
     resumed = subprocess.run([*whole, "--resume"], check=False, capture_output=True, text=True, timeout=120)
     assert resumed.returncode == 0, resumed.stderr
     assert int(tensors(out)["replay.added"]) == 120
+
+
+@pytest.mark.parametrize(("first", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_same_request_from_terminal_and_parent_still_saves(tmp_path: Path, first: signal.Signals, code: int) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        command(out, "--steps", "100000"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    assert "evaluation return" in process.stdout.readline()
+    process.send_signal(first)
+    for again in (first, *({signal.SIGINT, signal.SIGTERM} - {first})):
+        time.sleep(0.1)
+        process.send_signal(again)
+    rest, _ = process.communicate(timeout=60)
+    assert process.returncode == code, rest
+    assert "and saved" in rest
+    assert json.loads(metadata(out)["progress"])["evaluations"]
+
+
+def test_signal_repeated_after_a_second_ends_the_run_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 10.0
+    monkeypatch.setattr("dst_core.train.time.monotonic", lambda: now)
+    interruption = Interruption()
+    assert not interruption
+    interruption.ask(signal.SIGINT)
+    assert interruption
+    now = 10.9
+    interruption.ask(signal.SIGINT)
+    now = 12.0
+    interruption.ask(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        interruption.ask(signal.SIGINT)
+    assert ended.value.code == 130
+
+
+@pytest.mark.parametrize("limit", [300, 20_000], ids=["at the configuration", "at the first checkpoint"])
+def test_full_disk_gets_one_line_and_exit_code_2(tmp_path: Path, limit: int) -> None:
+    done = limited(command(tmp_path / "run", "--steps", "50"), file_size=limit)
+    assert done.returncode == 2, done.stderr
+    assert "Make room" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / CHECKPOINT_FILE).exists()
+
+
+def test_full_disk_during_a_resumed_run_leaves_the_checkpoint_whole(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    call = command(out, "--steps", "50", "--forecast-updates", "5")
+    assert subprocess.run(call, check=False, capture_output=True, timeout=120).returncode == 0
+    before = (out / CHECKPOINT_FILE).read_bytes()
+    more = [*call, "--resume", "--steps", "60"]
+    done = limited(more, file_size=len(before) - 1)
+    assert done.returncode == 2, done.stderr
+    assert "is unchanged" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (out / CHECKPOINT_FILE).read_bytes() == before
+    assert {path.name for path in out.iterdir()} == {CONFIG_FILE, CHECKPOINT_FILE, EVALUATIONS_FILE, "tensorboard"}
+    assert subprocess.run(more, check=False, capture_output=True, timeout=120).returncode == 0
+
+
+def limited(call: list[str], *, file_size: int) -> subprocess.CompletedProcess[str]:
+    """Run a command that cannot make a file larger than this many bytes, as on a full disk."""
+    limit = f"import resource, os, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({file_size},) * 2); os.execv(sys.argv[1], sys.argv[1:])"
+    whole = [sys.executable, "-c", limit, *call]
+    return subprocess.run(whole, check=False, capture_output=True, text=True, timeout=120)
+
+
+def test_directory_below_a_file_gets_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    call = command(tmp_path / "file" / "run", "--steps", "50")
+    done = subprocess.run(call, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "choose an --out that can be written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interruption_before_training_gets_one_line(
+    number: signal.Signals,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr("dst_core.train.choose_device", lambda _: os.kill(os.getpid(), number))
+    monkeypatch.setattr(sys, "argv", ["dst-train", *command(tmp_path / "run")[3:]])
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        for which, handler in previous.items():
+            signal.signal(which, handler)
+    assert ended.value.code == code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "interrupted without saving" in line
 
 
 @pytest.mark.parametrize(
@@ -141,9 +309,37 @@ def test_training_runs_on_cuda(tmp_path: Path) -> None:
 def test_existing_run_is_not_overwritten(tmp_path: Path) -> None:
     train(config(tmp_path))
     before = (tmp_path / CHECKPOINT_FILE).read_bytes()
-    with pytest.raises(TrainingError, match="--resume"):
-        train(config(tmp_path))
-    assert (tmp_path / CHECKPOINT_FILE).read_bytes() == before
+    for _ in range(2):
+        with pytest.raises(TrainingError, match="--resume"):
+            train(config(tmp_path))
+        assert (tmp_path / CHECKPOINT_FILE).read_bytes() == before
+        (tmp_path / CONFIG_FILE).unlink(missing_ok=True)
+    assert train(config(tmp_path, steps=70, resume=True)) == 0
+
+
+def test_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
+    write_json(tmp_path / CONFIG_FILE, config(tmp_path, seed=5).to_json())
+    with pytest.raises(TrainingError, match="leave --resume out"):
+        train(config(tmp_path, resume=True))
+    assert train(config(tmp_path)) == 0
+    assert json.loads((tmp_path / CONFIG_FILE).read_text())["seed"] == 0
+
+
+def test_run_killed_before_its_first_evaluation_resumes_to_the_same_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config(tmp_path / "whole"))
+
+    def killed(_: Trainer) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(Trainer, "_evaluate", killed)
+    with pytest.raises(SystemExit):
+        train(config(tmp_path / "killed"))
+    monkeypatch.undo()
+    assert train(config(tmp_path / "killed", resume=True)) == 0
+    whole, resumed = tensors(tmp_path / "whole"), tensors(tmp_path / "killed")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_checkpoint_of_another_task_is_refused_with_the_difference(tmp_path: Path) -> None:
@@ -166,21 +362,49 @@ def test_resume_without_a_run_says_how_to_start(tmp_path: Path) -> None:
         train(config(tmp_path / "none", resume=True))
 
 
-def test_loss_that_is_not_finite_stops_the_run_and_keeps_a_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "case",
+    [
+        (True, 42, "critic_loss is not finite at step 45.*checkpoint of step 42", 42),
+        (True, 1000, "critic_loss is not finite at step 45.*checkpoint of step 0", 0),
+        (False, 45, "networks hold numbers that are not finite at step 45.*checkpoint of step 0", 0),
+    ],
+    ids=["after a checkpoint", "before any", "at the checkpoint itself"],
+)
+def test_diverged_run_keeps_its_last_finite_checkpoint(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    case: tuple[bool, int, str, int],
 ) -> None:
-    original = Run.start
+    poison_before, checkpoint_every, message, kept = case
+    update = Agent.update
 
-    def poisoned(configuration: TrainConfig, device: torch.device) -> Run:
-        run = original(configuration, device)
-        with torch.no_grad():
-            run.agent.critics.critic.head.bias.fill_(torch.nan)
-        return run
+    def poisoned(agent: Agent, *arguments: object) -> dict[str, torch.Tensor]:
+        info = {} if poison_before else update(agent, *arguments)
+        if agent.updates == (4 if poison_before else 5):
+            with torch.no_grad():
+                agent.critics.critic.head.bias.fill_(torch.nan)
+        return update(agent, *arguments) if poison_before else info
 
-    monkeypatch.setattr(Run, "start", poisoned)
-    with pytest.raises(DivergedError, match="critic_loss is not finite at step 41"):
-        train(config(tmp_path))
-    assert (tmp_path / CHECKPOINT_FILE).exists()
+    monkeypatch.setattr(Agent, "update", poisoned)
+    with pytest.raises(DivergedError, match=message):
+        train(config(tmp_path, checkpoint_every=checkpoint_every))
+    monkeypatch.undo()
+    run = Run.start(config(tmp_path, checkpoint_every=checkpoint_every), torch.device("cpu"))
+    run.restore(tmp_path)
+    assert run.progress["step"] == kept
+    assert run.finite
+    assert train(config(tmp_path, checkpoint_every=checkpoint_every, resume=True)) == 0
+
+
+def test_checkpoint_copies_only_tensors_that_share_memory(tmp_path: Path) -> None:
+    rows = torch.arange(12.0).view(3, 4)
+    parts = {"rows": rows, "again": rows, "turned": rows.T, "alone": torch.ones(2)}
+    separate = _separate(parts)
+    assert separate["rows"].data_ptr() == rows.data_ptr()
+    assert separate["alone"].data_ptr() == parts["alone"].data_ptr()
+    save_checkpoint(tmp_path, parts, {})
+    assert all(torch.equal(value, parts[name]) for name, value in tensors(tmp_path).items())
 
 
 def test_unknown_task_is_a_task_error(tmp_path: Path) -> None:
