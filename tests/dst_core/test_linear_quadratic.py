@@ -137,5 +137,5 @@ def test_critic_learns_the_joint_law_with_the_true_simulator_roughly(
 @pytest.mark.parametrize("simulator", ["true", "cvae"])
 def test_critic_learns_the_joint_law(problem: LinearQuadratic, data: Transition, simulator: str, distance: str) -> None:
     model = TrueSimulator(problem) if simulator == "true" else fitted_vae(data, updates=5000)
-    critic = fitted_critic(problem, data, model, updates=6000, batch=256, samples=16, distance=distance)
+    critic = fitted_critic(problem, data, model, updates=8000, batch=256, samples=16, distance=distance)
     check_law(problem, critic, mean=0.05, absolute=0.05, spread=0.1, correlation=0.05)
