@@ -73,7 +73,7 @@ class Infer:
     """
 
     bundle: Path | None = None
-    """Bundle to measure; a barely trained HalfCheetah-v5 policy is made where none is named."""
+    """Bundle to measure; a barely trained Walker2d-v5 policy is made where none is named."""
     runs: int = 1000
     """Timed runs of each row."""
     json: bool = False
@@ -93,7 +93,7 @@ class Serve:
     """
 
     bundle: Path | None = None
-    """Bundle to measure; a barely trained HalfCheetah-v5 policy is made where none is named."""
+    """Bundle to measure; a barely trained Walker2d-v5 policy is made where none is named."""
     runs: int = 1000
     """Timed round trips of each row."""
     rate: float = 100.0
@@ -169,6 +169,6 @@ def _bundle(named: Path | None) -> Iterator[Path]:
         yield named
         return
     with tempfile.TemporaryDirectory() as directory:
-        with Console(stderr=True).status("making a reference bundle (HalfCheetah-v5, barely trained)"):
+        with Console(stderr=True).status("making a reference bundle (Walker2d-v5, barely trained)"):
             bundle = make_reference_bundle(Path(directory))
         yield bundle

@@ -3,7 +3,6 @@
 import copy
 import hashlib
 import json
-import logging
 import re
 import signal
 import sys
@@ -239,7 +238,6 @@ def _leave(number: int, _frame: FrameType | None) -> NoReturn:
 
 def main() -> None:
     """Entry point of `dst-export`."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     try:

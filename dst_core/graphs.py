@@ -3,6 +3,7 @@
 The critic's noise is baked in as a constant, so a graph gives the same answer to the same question on every machine.
 """
 
+import logging
 import warnings
 from pathlib import Path
 
@@ -73,6 +74,7 @@ def export_graph(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str]
         RuntimeError: if the exporter fixed the batch size.
     """
     batch = torch.export.Dim("batch")
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of every library that is not there
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations are not the user's
         program = torch.onnx.export(

@@ -25,8 +25,8 @@ def sobolev_target(
         (s', r) = g(s, a, eps),   a' = pi_target(s'),   y = r + discount (1 - p_end) Z_target(s', a', xi),   Y = [y; dy/da (; dy/ds)].
 
     y is held within the returns that the model's rewards allow: off-policy bootstrapping diverges where the critic
-    extrapolates; its gradient is left as it is. Every sample has its own copy of (s, a), so one backward pass of the sum gives each sample's own
-    gradient. The result is detached after that derivative.
+    extrapolates; its gradient is left as it is. Every sample has its own copy of (s, a), so one backward pass of the
+    sum gives each sample's own gradient. The result is detached after that derivative.
 
     Args:
         observation: (B, S).

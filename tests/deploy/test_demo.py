@@ -1,5 +1,7 @@
 """`make demo`: it runs to its end without a terminal, and an interruption at any point leaves nothing running."""
 
+import importlib.util
+import json
 import re
 import shutil
 import signal
@@ -115,3 +117,21 @@ def test_demo_without_a_terminal_runs_to_the_end(demo: Demo) -> None:
     )
     assert after > before
     assert processes_of_session(demo.process.pid) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_policy_of_the_demo_is_clearly_better_than_the_untrained_one(seed: int, tmp_path: Path) -> None:
+    specification = importlib.util.spec_from_file_location("demo", ROOT / "deploy" / "demo.py")
+    assert specification is not None
+    assert specification.loader is not None
+    demo = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(demo)
+    task = ["--env", demo.ENVIRONMENT, *demo.NOISE, *demo.TRAINING]
+    out = tmp_path / "run"
+    subprocess.run([sys.executable, "-m", "dst_core.train", *task, "--seed", str(seed), "--out", str(out)], check=True)
+    evaluations = json.loads((out / "evaluations.json").read_text())
+    untrained, trained = evaluations[0], evaluations[-1]
+    assert trained["return_mean"] > untrained["return_mean"] / 4
+    assert trained["return_min"] > untrained["return_mean"] + 2 * untrained["return_std"]

@@ -43,7 +43,7 @@ function returnLaw(policy, count) {
     name: "return",
     title: "Return ahead",
     unit: "reward",
-    hint: "What the policy expects to collect from now on. The shaded fan holds the likely outcomes: the wider it is, the less the policy knows.",
+    hint: "What the policy expects to collect from now on. The shaded fan holds the likely outcomes: the wider it is, the less certain what comes.",
     series,
     bands,
   };
