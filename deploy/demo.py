@@ -87,6 +87,7 @@ def _demo(console: Console, children: "Children", *, seed: int, episodes: int) -
     grpc, page = children.server(bundle)
     console.print(f"watch the robot at [bold]{page}[/]")
     drive = ["dst-drive", "--server", grpc, "--env", ENVIRONMENT, *NOISE, "--realtime", "--name", "demo-robot"]
+    drive += ["--hold-timeout-s", "2"]  # a simulated robot may wait for a machine that is busy with other things
     report, record = out / "drive.json", out / "drive.mcap"
     counted = ["--episodes", str(episodes), "--seed", str(first)]
     children.step([*drive, *counted, "--report", str(report), "--record", str(record)])
