@@ -4,7 +4,8 @@ import contextlib
 import io
 from pathlib import Path
 
-from dst_core.config import AgentConfig, TrainConfig
+from dst_core.agent_config import AgentConfig
+from dst_core.config import TrainConfig
 from dst_core.export import ExportConfig, export
 from dst_core.train import train
 

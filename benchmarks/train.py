@@ -7,7 +7,7 @@ import torch
 
 from benchmarks.timing import Timing, machine, time_call
 from dst_core.agent import Agent
-from dst_core.config import AgentConfig
+from dst_core.agent_config import AgentConfig
 from dst_core.replay import Replay
 from dst_core.run import choose_device
 from dst_core.world_model import Transition

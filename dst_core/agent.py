@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from dst_core.actor import Actor, objective
-from dst_core.config import AgentConfig
+from dst_core.agent_config import AgentConfig
 from dst_core.critic import GenerativeCritic
 from dst_core.critic_learner import CriticLearner
 from dst_core.networks import ActionScale, Standardiser, descend, polyak, target_of

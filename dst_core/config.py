@@ -1,4 +1,4 @@
-"""Every choice of a training run, with its meaning, unit and source."""
+"""Every choice of a training run but the method's own, with its meaning and unit."""
 
 import dataclasses
 import math
@@ -8,87 +8,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from dst_core.actor import Risk
-from dst_core.sobolev_loss import Distance
+from dst_core.agent_config import AgentConfig, require
 
-Sobolev = Literal["none", "action", "state", "full"]
 MAX_SEED = 1999
 OF_THE_CALL = ("out", "resume", "device")
-
-BLOCKS: dict[Sobolev, tuple[str, ...]] = {
-    "none": (),
-    "action": ("action",),
-    "state": ("state",),
-    "full": ("action", "state"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class AgentConfig:
-    """The DST agent. Values follow the paper (arXiv 2601.20071), or MAGE and TQC where the paper is silent."""
-
-    discount: float = 0.99
-    """Discount factor per step, in (0, 1)."""
-    hidden: int = 256
-    """Width of both hidden layers of actor, critics and world model."""
-    noise_size: int = 16
-    """Numbers of Gaussian noise per return sample."""
-    latent: int = 8
-    """Latent numbers of the world model."""
-    samples: int = 10
-    """Return samples per state-action pair, predicted (N) and per target critic (M)."""
-    truncate: float = 0.1
-    """Share of the largest target samples dropped against overestimation, in [0, 1) (TQC)."""
-    sobolev: Sobolev = "action"
-    """Gradients of the return learned beside it: none, action, state, or full (both)."""
-    distance: Distance = "mmd"
-    """Distance between predicted and target law: plain MMD, or MMD maximised over one-dimensional projections."""
-    bandwidth: float = 100.0
-    """Inverse length scale h of the multiquadric kernel, in standardised units."""
-    gradient_weight: float = 1.0
-    """Weight of gradient columns against the return column, after both are standardised."""
-    risk: Risk = "mean"
-    """What the actor maximises: mean return, CVaR of the return, or mean minus dispersion."""
-    risk_level: float = 0.25
-    """Share of the worst returns for `cvar`, weight of the standard deviation for `mean-std`."""
-    polyak: float = 0.005
-    """Rate at which target networks follow, in (0, 1]."""
-    actor_delay: int = 2
-    """Critic updates per actor update (TD3)."""
-    learning_rate: float = 3e-4
-    """Adam's step size for actor, critics and world model."""
-    max_gradient_norm: float = 10.0
-    """Parameter gradients are scaled down to this norm."""
-
-    def __post_init__(self) -> None:
-        _require("discount", self.discount, "lie in (0, 1)", 0 < self.discount < 1)
-        _require("truncate", self.truncate, "lie in [0, 1)", 0 <= self.truncate < 1)
-        _require(
-            "samples",
-            self.samples,
-            "be at least 2: the unbiased estimator leaves pairs of one sample out",
-            self.samples >= 2,
-        )
-        kept = 2 * self.samples - int(self.truncate * 2 * self.samples)
-        _require("truncate", self.truncate, f"leave at least 2 of the {2 * self.samples} target samples", kept >= 2)
-        _require("polyak", self.polyak, "lie in (0, 1]", 0 < self.polyak <= 1)
-        _require(
-            "risk_level", self.risk_level, "lie in (0, 1] for cvar", self.risk != "cvar" or 0 < self.risk_level <= 1
-        )
-        _require("risk_level", self.risk_level, "be finite and not negative", 0 <= self.risk_level < math.inf)
-        for name in ("hidden", "noise_size", "latent", "actor_delay"):
-            _require(name, getattr(self, name), "be at least 1", getattr(self, name) >= 1)
-        for name in ("bandwidth", "learning_rate", "max_gradient_norm"):
-            value = getattr(self, name)
-            _require(name, value, "be positive and finite", value > 0 and math.isfinite(value))
-        _require(
-            "gradient_weight", self.gradient_weight, "be finite and not negative", 0 <= self.gradient_weight < math.inf
-        )
-
-    @property
-    def blocks(self) -> tuple[str, ...]:
-        """Gradient blocks stacked below the return."""
-        return BLOCKS[self.sobolev]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +54,8 @@ class TrainConfig:
     """The method's own choices."""
 
     def __post_init__(self) -> None:
-        _require("seed", self.seed, f"lie in 0..{MAX_SEED}", 0 <= self.seed <= MAX_SEED)
-        _require("exploration", self.exploration, "be finite and not negative", 0 <= self.exploration < math.inf)
+        require("seed", self.seed, f"lie in 0..{MAX_SEED}", 0 <= self.seed <= MAX_SEED)
+        require("exploration", self.exploration, "be finite and not negative", 0 <= self.exploration < math.inf)
         for name in (
             "steps",
             "batch",
@@ -143,16 +66,16 @@ class TrainConfig:
             "warmup_steps",
             "forecast_updates",
         ):
-            _require(name, getattr(self, name), "be at least 1", getattr(self, name) >= 1)
-        _require("updates_per_step", self.updates_per_step, "be at least 1", self.updates_per_step >= 1)
-        _require("replay", self.replay, f"hold at least one batch ({self.batch})", self.replay >= self.batch)
-        _require(
+            require(name, getattr(self, name), "be at least 1", getattr(self, name) >= 1)
+        require("updates_per_step", self.updates_per_step, "be at least 1", self.updates_per_step >= 1)
+        require("replay", self.replay, f"hold at least one batch ({self.batch})", self.replay >= self.batch)
+        require(
             "steps",
             self.steps,
             f"exceed warmup_steps ({self.warmup_steps}), which collect experience without learning from it",
             self.steps > self.warmup_steps,
         )
-        _require("steps", self.steps, f"fill at least one batch ({self.batch})", self.steps >= self.batch)
+        require("steps", self.steps, f"fill at least one batch ({self.batch})", self.steps >= self.batch)
 
     @classmethod
     def from_json(cls, plain: dict[str, Any], *, out: Path) -> "TrainConfig":
@@ -184,8 +107,3 @@ def _require_fields(plain: dict[str, Any], kind: type[Any], *, absent: tuple[str
     wanted = {entry.name for entry in dataclasses.fields(kind)} - {*absent}
     for name in sorted(wanted ^ plain.keys()):
         raise TypeError(f"{name} is {'missing' if name in wanted else 'unknown'}")
-
-
-def _require(name: str, value: object, requirement: str, holds: bool) -> None:
-    if not holds:
-        raise ValueError(f"{name} must {requirement}, got {value}")

@@ -13,7 +13,7 @@ from copy import deepcopy
 import torch
 
 from dst_core.actor import Actor
-from dst_core.config import AgentConfig
+from dst_core.agent_config import AgentConfig
 from dst_core.critic import GenerativeCritic
 from dst_core.critic_learner import CriticLearner
 from dst_core.world_model import StepModel, Transition

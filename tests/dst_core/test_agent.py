@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dst_core.agent import Agent
-from dst_core.config import AgentConfig
+from dst_core.agent_config import AgentConfig
 from dst_core.world_model import Transition
 
 LOW, HIGH = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 6.0])

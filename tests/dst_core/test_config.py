@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from dst_core.config import AgentConfig, TrainConfig
+from dst_core.agent_config import AgentConfig
+from dst_core.config import TrainConfig
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import onnxruntime
 import pytest
 import torch
 
-from dst_core.config import AgentConfig, TrainConfig
+from dst_core.agent_config import AgentConfig
+from dst_core.config import TrainConfig
 from dst_core.errors import ExportError, TrainingError
 from dst_core.export import ExportConfig, export, load_run, policy_name
 from dst_core.graphs import UncertaintyGraph, baked_noise, export_graph

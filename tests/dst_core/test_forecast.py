@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dst_core.config import AgentConfig
+from dst_core.agent_config import AgentConfig
 from dst_core.critic import GenerativeCritic
 from dst_core.forecast import Forecast
 from dst_core.networks import ActionScale, Standardiser

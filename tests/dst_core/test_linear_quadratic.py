@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dst_core.config import AgentConfig
+from dst_core.agent_config import AgentConfig
 from dst_core.critic import GenerativeCritic, JointSamples
 from dst_core.forecast import Forecast
 from dst_core.networks import ActionScale, Standardiser, descend

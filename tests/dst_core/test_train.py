@@ -13,8 +13,9 @@ import torch
 from safetensors import safe_open
 
 from dst_core.agent import Agent
+from dst_core.agent_config import AgentConfig
 from dst_core.checkpoint import CHECKPOINT_FILE, CONFIG_FILE, _separate, load_checkpoint, save_checkpoint, write_json
-from dst_core.config import AgentConfig, TrainConfig
+from dst_core.config import TrainConfig
 from dst_core.errors import DivergedError, TrainingError
 from dst_core.evaluate import evaluation_seeds
 from dst_core.export import load_run

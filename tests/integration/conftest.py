@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from dst_core.config import AgentConfig, TrainConfig
+from dst_core.agent_config import AgentConfig
+from dst_core.config import TrainConfig
 from dst_core.export import ExportConfig, export
 from dst_core.train import train
 
