@@ -8,7 +8,8 @@ from dst_core.agent_config import AgentConfig
 from dst_core.critic import GenerativeCritic
 from dst_core.critic_learner import CriticLearner
 from dst_core.networks import ActionScale, Standardiser, descend, polyak, target_of
-from dst_core.world_model import ConditionalVae, Transition
+from dst_core.world_model import Transition
+from dst_core.world_models.conditional_vae import ConditionalVae
 
 CRITICS = 2
 

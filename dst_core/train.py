@@ -190,7 +190,7 @@ class Trainer:
                     f"{CURE}"
                 )
             if agent.updates % LOG_EVERY_UPDATES == 0:
-                self.progress.losses(float(info["critic_loss"]), float(info["negative_elbo"]))
+                self.progress.losses(float(info["critic_loss"]), float(info["model_loss"]))
                 for name, value in info.items():
                     self.log.add_scalar(f"update/{name}", float(value), self.run.progress["step"])
                 self.log.add_scalar("speed/updates_per_s", self.progress.updates_per_s, self.run.progress["step"])

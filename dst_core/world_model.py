@@ -1,10 +1,7 @@
-"""One-step stochastic world model: a conditional variational autoencoder of (s' - s, r) given (s, a), and the chance that s' ends it all.
+"""One-step stochastic world models: what every model offers, and what the learned ones share."""
 
-Encoder q(z | s, a, s', r), learned prior p(z | s, a), decoder with a learned output scale, trained on the evidence lower bound (Sohn, Lee
-and Yan, "Learning structured output representation using deep conditional generative models", NeurIPS 2015). A draw takes z from the
-prior and adds the decoder's own noise; both are reparameterised, so it is differentiable in s and a along fixed noise.
-"""
-
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -13,10 +10,8 @@ from torch.nn import functional
 
 from dst_core.networks import ActionScale, Standardiser, mlp
 
-LOG_STD_MIN, LOG_STD_MAX = -7.0, 2.0
-INITIAL_OUTPUT_LOG_STD = (
-    -1.5
-)  # a decoder that starts sharp has to use the latent; one that starts wide explains modes away as noise
+Step = Callable[[Tensor, Tensor], Tensor]
+"""Observation (R, S) and action (R, A) to a first guess of the next observation (R, S), differentiable in both."""
 
 
 class Transition(NamedTuple):
@@ -58,40 +53,40 @@ class StepModel(Protocol):
         ...
 
 
-class Gaussian(NamedTuple):
-    """A diagonal Gaussian."""
-
-    mean: Tensor
-    log_std: Tensor
-
-    def draw(self, generator: torch.Generator | None) -> Tensor:
-        """One reparameterised draw per row."""
-        noise = torch.randn(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
-        return self.mean + self.log_std.exp() * noise
-
-    def divergence(self, other: "Gaussian") -> Tensor:
-        """Kullback-Leibler divergence from `other` to self, summed over the last axis."""
-        ratio = (self.mean - other.mean) / other.log_std.exp()
-        log_ratio = self.log_std - other.log_std
-        return 0.5 * ((2 * log_ratio).exp() + ratio.square() - 1 - 2 * log_ratio).sum(-1)
+def unchanged(observation: Tensor, action: Tensor) -> Tensor:  # noqa: ARG001 (a Step)
+    """The first guess that nothing moves: models then learn the change of the observation."""
+    return observation
 
 
-class ConditionalVae(nn.Module):
-    """The learned `StepModel`. Networks see standardised quantities; arguments and results are in the user's units."""
+class LearnedModel(nn.Module, ABC):
+    """A conditional density of the outcome (s' - base(s, a), r) given (s, a), and the chance that s' ends it all.
 
-    def __init__(self, *, observation: Standardiser, action: ActionScale, hidden: int, latent: int) -> None:
+    Subclasses see standardised quantities only: `given`, the standardised observation and the action in [-1, 1], and
+    `outcome`, standardised over the data. Arguments and results of the public methods are in the user's units.
+    """
+
+    def __init__(self, *, observation: Standardiser, action: ActionScale, hidden: int, base: Step = unchanged) -> None:
         super().__init__()
         self.observation = observation
         self.action = action
+        self.base = base
         size = observation.mean.shape[0]
-        given, outcome = size + action.center.shape[0], size + 1
-        self.outcome = Standardiser(outcome, std_floor=1e-6)
+        self.given_size, self.outcome_size = size + action.center.shape[0], size + 1
+        self.outcome = Standardiser(self.outcome_size, std_floor=1e-6)
         self.next_observation = Standardiser(size)
-        self.encoder = mlp(given + outcome, (hidden, hidden), 2 * latent)
-        self.prior = mlp(given, (hidden, hidden), 2 * latent)
-        self.decoder = mlp(given + latent, (hidden, hidden), outcome)
-        self.output_log_std = nn.Parameter(torch.full((outcome,), INITIAL_OUTPUT_LOG_STD))
         self.termination = mlp(size, (hidden, hidden), 1)
+
+    @abstractmethod
+    def draw(self, given: Tensor, generator: torch.Generator | None) -> Tensor:
+        """One reparameterised standardised outcome per row of `given`: (R, S + A) to (R, S + 1)."""
+
+    @abstractmethod
+    def log_density(self, given: Tensor, outcome: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Log-density of standardised outcomes, or a lower bound of it in expectation: (B,) nats."""
+
+    def density_loss(self, transition: Transition, generator: torch.Generator | None) -> Tensor:
+        """What training minimises, (): mean negative log-density of the standardised outcome unless a model says otherwise."""
+        return -self.log_density(*self.standardised(transition), generator).mean()
 
     @property
     def reward_range(self) -> tuple[Tensor, Tensor]:
@@ -102,56 +97,57 @@ class ConditionalVae(nn.Module):
     @torch.no_grad()
     def observe(self, transition: Transition) -> None:
         """Take new transitions into the scales and ranges that predictions are held to."""
-        self.outcome.update(_outcome(transition))
+        self.outcome.update(self._outcome(transition))
         self.next_observation.update(transition.next_observation)
 
     def losses(self, transition: Transition, generator: torch.Generator | None = None) -> dict[str, Tensor]:
-        """Negative evidence lower bound in nats per transition, and cross-entropy of the termination.
+        """Negative log-likelihood of standardised outcomes in nats per transition (or its bound), and cross-entropy of the termination.
 
         Args:
             transition: real transitions, B rows.
-            generator: source of the encoder's noise.
+            generator: source of all noise.
 
         Returns:
-            `negative_elbo` and `termination`, each ().
+            `model_loss` and `termination_loss`, each ().
         """
-        with torch.no_grad():
-            # Projected, not clamped inside the graph: a scale at its limit must be able to come back.
-            self.output_log_std.clamp_(LOG_STD_MIN, LOG_STD_MAX)
-        given = self._given(transition.observation, transition.action)
-        outcome = self.outcome.standardise(_outcome(transition))
-        posterior = _gaussian(self.encoder(torch.cat([given, outcome], -1)))
-        prior = _gaussian(self.prior(given))
-        decoded = self.decoder(torch.cat([given, posterior.draw(generator)], -1))
-        log_std = self.output_log_std
-        error = (outcome - decoded) / log_std.exp()
-        log_likelihood = -(0.5 * error.square() + log_std + 0.5 * torch.log(torch.tensor(2 * torch.pi))).sum(-1)
         logit = self.termination(self.observation.standardise(transition.next_observation)).squeeze(-1)
         return {
-            "negative_elbo": (posterior.divergence(prior) - log_likelihood).mean(),
-            "termination": functional.binary_cross_entropy_with_logits(logit, transition.terminated),
+            "model_loss": self.density_loss(transition, generator),
+            "termination_loss": functional.binary_cross_entropy_with_logits(logit, transition.terminated),
         }
+
+    @torch.no_grad()
+    def log_likelihood(self, transition: Transition, generator: torch.Generator | None = None) -> Tensor:
+        """Log-density of (next observation, reward) given (observation, action), in the user's units.
+
+        A component that never varies has no density: it adds a constant that depends on the model's narrowest scale.
+
+        Args:
+            transition: real transitions, B rows; `terminated` is not judged.
+            generator: source of the noise of models whose density is estimated.
+
+        Returns:
+            (B,) nats; for models whose density is a bound, not above the exact one in expectation.
+        """
+        return self.log_density(*self.standardised(transition), generator) - self.outcome.std.log().sum()
 
     def sample(self, observation: Tensor, action: Tensor, generator: torch.Generator | None = None) -> ModelDraw:
         """Draw one step per row, clamped to the range of the data, differentiable in observation (R, S) and action (R, A)."""
-        given = self._given(observation, action)
-        latent = _gaussian(self.prior(given)).draw(generator)
-        decoded = self.decoder(torch.cat([given, latent], -1))
-        log_std = self.output_log_std.expand_as(decoded)
-        outcome = self.outcome.clamp(self.outcome.restore(Gaussian(decoded, log_std).draw(generator)))
-        next_observation = self.next_observation.clamp(observation + outcome[..., :-1])
+        drawn = self.draw(self.given(observation, action), generator)
+        outcome = self.outcome.clamp(self.outcome.restore(drawn))
+        next_observation = self.next_observation.clamp(self.base(observation, action) + outcome[..., :-1])
         termination = torch.sigmoid(self.termination(self.observation.standardise(next_observation)).squeeze(-1))
         return ModelDraw(next_observation=next_observation, reward=outcome[..., -1], termination=termination)
 
-    def _given(self, observation: Tensor, action: Tensor) -> Tensor:
+    def given(self, observation: Tensor, action: Tensor) -> Tensor:
+        """What the outcome is conditioned on: standardised observation and action in [-1, 1], (R, S + A)."""
         return torch.cat([self.observation.standardise(observation), self.action.to_unit(action)], -1)
 
+    def standardised(self, transition: Transition) -> tuple[Tensor, Tensor]:
+        """`given` (B, S + A) and standardised outcome (B, S + 1) of real transitions."""
+        given = self.given(transition.observation, transition.action)
+        return given, self.outcome.standardise(self._outcome(transition))
 
-def _outcome(transition: Transition) -> Tensor:
-    """What the model predicts: change of observation and reward, (B, S + 1)."""
-    return torch.cat([transition.next_observation - transition.observation, transition.reward.unsqueeze(-1)], -1)
-
-
-def _gaussian(parameters: Tensor) -> Gaussian:
-    mean, log_std = parameters.chunk(2, -1)
-    return Gaussian(mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX))
+    def _outcome(self, transition: Transition) -> Tensor:
+        change = transition.next_observation - self.base(transition.observation, transition.action)
+        return torch.cat([change, transition.reward.unsqueeze(-1)], -1)

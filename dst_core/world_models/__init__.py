@@ -1,0 +1,1 @@
+"""World models: each gives the law of one step, differentiable in state and action."""
