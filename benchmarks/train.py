@@ -8,6 +8,7 @@ import torch
 from benchmarks.timing import Timing, machine, time_call
 from dst_core.agent import Agent
 from dst_core.agent_config import AgentConfig
+from dst_core.critic_learner import CriticLearner
 from dst_core.replay import Replay
 from dst_core.run import choose_device
 from dst_core.world_model import Transition
@@ -24,6 +25,8 @@ def measure(
     limit = torch.ones(action, device=place)
     with place:
         agent = Agent(config, action_low=-limit, action_high=limit, observation_size=observation)
+    critics = agent.critics
+    assert isinstance(critics, CriticLearner)
     generator = torch.Generator(place).manual_seed(0)
     replay = Replay(capacity=4 * batch, observation_size=observation, action_size=action, device=place)
     for _ in range(4 * batch):
@@ -50,10 +53,10 @@ def measure(
         ("update", "update"): lambda: agent.update(replay.sample(batch, generator), generator),
         ("sampling", "sampling"): lambda: replay.sample(batch, generator),
         ("world_model", "world model"): lambda: agent.update_model(transition, generator),
-        ("target", "target"): lambda: agent.critics.target(
+        ("target", "target"): lambda: critics.target(
             transition, model=agent.model, actor=agent.target_actor, generator=generator
         ),
-        ("critic", "critic, target included"): lambda: agent.critics.step(
+        ("critic", "critic, target included"): lambda: critics.step(
             transition, model=agent.model, actor=agent.target_actor, generator=generator
         ),
         ("actor", "actor"): lambda: agent.update_actor(transition, generator),

@@ -1,55 +1,67 @@
-"""The DST agent: its parts, and the order in which one update moves them."""
+"""The agent: its parts, and the order in which one update moves them."""
 
 import torch
 from torch import Tensor, nn
 
 from dst_core.actor import Actor, objective
 from dst_core.agent_config import AgentConfig
-from dst_core.critic import GenerativeCritic
-from dst_core.critic_learner import CriticLearner
+from dst_core.algorithms import make_learner
 from dst_core.networks import ActionScale, Standardiser, descend, polyak, target_of
-from dst_core.world_model import Transition
-from dst_core.world_models.conditional_vae import ConditionalVae
+from dst_core.targets import return_range
+from dst_core.world_model import LearnedModel, StepModel, Transition
+from dst_core.world_models.choice import make_world_model
+from sim_bridge.tasks.perturbations import Environment
 
-CRITICS = 2
+DIVERGENCE_MARGIN = (
+    0.1  # of the width of the range of returns; a law that ends at the range's edge spreads a little beyond it
+)
 
 
 class Agent(nn.Module):
-    """World model, critics and deterministic actor, learned from replay in the manner of Dyna."""
+    """World model, critics and deterministic actor, learned from replay in the manner of Dyna.
 
-    def __init__(self, config: AgentConfig, *, action_low: Tensor, action_high: Tensor, observation_size: int) -> None:
+    Args:
+        config: the choices.
+        action_low: (A,) least action.
+        action_high: (A,) greatest action.
+        observation_size: S.
+        env: the task, needed by world models that know it: hybrid and simulator.
+
+    Raises:
+        TaskError: if the task is not one that the chosen world model can know.
+    """
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        action_low: Tensor,
+        action_high: Tensor,
+        observation_size: int,
+        env: Environment | None = None,
+    ) -> None:
         super().__init__()
         self.observation = Standardiser(observation_size)
+        self.reward = Standardiser(1)
         self.action = ActionScale(action_low, action_high)
         self.actor = Actor(observation=self.observation, action=self.action, hidden=config.hidden)
         self.target_actor = target_of(self.actor)
-        self.model = ConditionalVae(
-            observation=self.observation, action=self.action, hidden=config.hidden, latent=config.latent
-        )
-        critic = GenerativeCritic(
-            observation=self.observation,
-            action=self.action,
-            hidden=config.hidden,
-            noise_size=config.noise_size,
-            members=CRITICS,
-        )
-        self.critics = CriticLearner(
-            critic,
-            discount=config.discount,
-            samples=config.samples,
-            truncate=config.truncate,
-            blocks=config.blocks,
-            distance=config.distance,
-            bandwidth=config.bandwidth,
-            gradient_weight=config.gradient_weight,
-            polyak=config.polyak,
-            learning_rate=config.learning_rate,
-            max_gradient_norm=config.max_gradient_norm,
-        )
+        self.model: StepModel = make_world_model(config, observation=self.observation, action=self.action, env=env)
+        self.critics = make_learner(config, observation=self.observation, action=self.action, policy=self.actor.forward)
         self.actor_optimiser = torch.optim.Adam(self.actor.parameters(), lr=config.learning_rate, fused=True)
-        self.model_optimiser = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
+        self.model_optimiser = (
+            torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
+            if isinstance(self.model, LearnedModel) and self.critics.uses_model
+            else None
+        )
         self.config = config
         self.updates = 0
+
+    @property
+    def optimisers(self) -> dict[str, torch.optim.Optimizer]:
+        """Those of actor, critics and, where one is learned, world model."""
+        both: dict[str, torch.optim.Optimizer] = {"actor": self.actor_optimiser, "critic": self.critics.optimiser}
+        return both if self.model_optimiser is None else {**both, "model": self.model_optimiser}
 
     @torch.no_grad()
     def act(self, observation: Tensor) -> Tensor:
@@ -60,7 +72,9 @@ class Agent(nn.Module):
     def observe(self, transition: Transition) -> None:
         """Take a real transition into the scales of the networks."""
         self.observation.update(transition.observation)
-        self.model.observe(transition)
+        self.reward.update(transition.reward.unsqueeze(-1))
+        if isinstance(self.model, LearnedModel):
+            self.model.observe(transition)
 
     def update(self, transition: Transition, generator: torch.Generator) -> dict[str, Tensor]:
         """One update of world model and critics, every `actor_delay`-th also of the actor.
@@ -77,7 +91,9 @@ class Agent(nn.Module):
         return info
 
     def update_model(self, transition: Transition, generator: torch.Generator) -> dict[str, Tensor]:
-        """One step of the world model on real transitions; returns its losses."""
+        """One step of the world model on real transitions, where one is learned; returns its losses."""
+        if self.model_optimiser is None or not isinstance(self.model, LearnedModel):
+            return {}
         losses = self.model.losses(transition, generator)
         descend(
             self.model_optimiser,
@@ -87,10 +103,17 @@ class Agent(nn.Module):
         return {name: loss.detach() for name, loss in losses.items()}
 
     def update_actor(self, transition: Transition, generator: torch.Generator) -> dict[str, Tensor]:
-        """One step of the actor up the critics' samples; returns its objective."""
-        critic = self.critics.critic
-        noise = critic.draw_noise(len(transition.observation), self.config.samples, generator)
-        returns = critic(transition.observation, self.actor(transition.observation), noise)
+        """One step of the actor up the critics' samples.
+
+        Returns:
+            `actor_objective` in units of reward, and `returns_out_of_range`: the share of the critics' samples at the actor's own
+            actions that lies clearly beyond the returns that the rewards seen allow, the early sign of divergence.
+        """
+        returns = self.critics.returns(transition.observation, self.actor(transition.observation), generator)
         value = objective(returns, risk=self.config.risk, risk_level=self.config.risk_level).mean()
-        descend(self.actor_optimiser, -value / critic.return_scale, max_gradient_norm=self.config.max_gradient_norm)
-        return {"actor_objective": value.detach()}
+        scale = self.critics.critic.return_scale
+        descend(self.actor_optimiser, -value / scale, max_gradient_norm=self.config.max_gradient_norm)
+        low, high = return_range((self.reward.low[0], self.reward.high[0]), self.config.discount)
+        margin = DIVERGENCE_MARGIN * (high - low)
+        outside = (returns < low - margin) | (returns > high + margin)
+        return {"actor_objective": value.detach(), "returns_out_of_range": outside.to(value.dtype).mean()}

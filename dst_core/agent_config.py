@@ -5,8 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dst_core.actor import Risk
+from dst_core.critic import NoiseEntry
+from dst_core.mmd import Estimator, Kernel
 from dst_core.sobolev_loss import Distance
 
+Algorithm = Literal["dst", "td3", "tqc", "mage", "iqn", "mmd"]
+WorldModel = Literal["cvae", "ensemble", "flow", "hybrid", "simulator"]
 Sobolev = Literal["none", "action", "state", "full"]
 BLOCKS: dict[Sobolev, tuple[str, ...]] = {
     "none": (),
@@ -18,64 +22,103 @@ BLOCKS: dict[Sobolev, tuple[str, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class AgentConfig:
-    """The DST agent. Values follow the paper (arXiv 2601.20071), or MAGE and TQC where the paper is silent."""
+    """The agent. Values follow the paper (Debes and Tuytelaars, arXiv 2601.20071), or MAGE and TQC where it is silent."""
 
+    algorithm: Algorithm = "dst"
+    """How critics learn: dst (Distributional Sobolev Training), or what it is compared with: td3 (Fujimoto et al. 2018), tqc (Kuznetsov et al.
+    2020), mage (D'Oro and Jaskowski 2020), iqn (Dabney et al. 2018), mmd (generative critic without gradients or model)."""
     discount: float = 0.99
     """Discount factor per step, in (0, 1)."""
     hidden: int = 256
-    """Width of both hidden layers of actor, critics and world model."""
-    noise_size: int = 16
-    """Numbers of Gaussian noise per return sample."""
-    latent: int = 8
-    """Latent numbers of the world model."""
+    """Width of both hidden layers of actor, critics and world model (TD3)."""
+    critics: int = 2
+    """Critics learned side by side (TD3, DST); TQC's authors use 5."""
     samples: int = 10
-    """Return samples per state-action pair, predicted (N) and per target critic (M)."""
+    """Return samples per state-action pair, predicted (N) and per target critic (M): dst, mmd and iqn."""
+    quantiles: int = 25
+    """Quantiles per critic of tqc (Kuznetsov et al. 2020)."""
     truncate: float = 0.1
-    """Share of the largest target samples dropped against overestimation, in [0, 1) (TQC)."""
+    """Share of the largest target samples dropped against overestimation, in [0, 1) (TQC): dst, mmd, iqn and tqc."""
     sobolev: Sobolev = "action"
-    """Gradients of the return learned beside it: none, action, state, or full (both)."""
+    """Gradients of the return that dst learns beside it: none, action (the paper's), state, or full (both)."""
     distance: Distance = "mmd"
-    """Distance between predicted and target law: plain MMD, or MMD maximised over one-dimensional projections."""
+    """Distance between dst's predicted and target law: plain MMD, or MMD maximised over one-dimensional projections, for which the operator
+    is a contraction."""
+    estimator: Estimator = "unbiased"
+    """Estimator of the MMD (Gretton et al. 2012): unbiased U-statistic, or biased V-statistic, which shrinks the learned spread."""
+    kernel: Kernel = "multiquadric"
+    """Kernel of the MMD: multiquadric (the paper's) or Gaussian, which needs a bandwidth near 1."""
     bandwidth: float = 100.0
-    """Inverse length scale h of the multiquadric kernel, in standardised units."""
+    """Inverse length scale h of the kernel, in standardised units; at 100 the multiquadric is close to the energy distance."""
     gradient_weight: float = 1.0
     """Weight of gradient columns against the return column, after both are standardised."""
+    gradient_penalty: float = 5.0
+    """Weight of the norm of the TD error's action gradient in mage, beside 1 for the TD error."""
+    critic_noise: NoiseEntry = "layer-2"
+    """Where the noise enters the generative critic: at the second hidden layer (cheaper), or at the input (a larger class of laws)."""
+    noise_size: int = 16
+    """Numbers of Gaussian noise per return sample."""
+    world_model: WorldModel = "cvae"
+    """What imagines the step for dst and mage: conditional VAE (the paper's), Gaussian ensemble (Chua et al. 2018), normalising flow,
+    hybrid (MuJoCo's own step with a learned residual), or simulator (the task's known step, for PointMass-v0)."""
+    latent: int = 8
+    """Latent numbers of the conditional VAE."""
     risk: Risk = "mean"
-    """What the actor maximises: mean return, CVaR of the return, or mean minus dispersion."""
+    """What the actor maximises: mean return, CVaR of the return (Rockafellar and Uryasev 2000), or mean minus dispersion."""
     risk_level: float = 0.25
     """Share of the worst returns for `cvar`, weight of the standard deviation for `mean-std`."""
     polyak: float = 0.005
-    """Rate at which target networks follow, in (0, 1]."""
+    """Rate at which target networks follow, in (0, 1] (TD3)."""
     actor_delay: int = 2
     """Critic updates per actor update (TD3)."""
     learning_rate: float = 3e-4
-    """Adam's step size for actor, critics and world model."""
+    """Adam's step size for actor, critics and world model (TD3, TQC)."""
     max_gradient_norm: float = 10.0
     """Parameter gradients are scaled down to this norm."""
 
     def __post_init__(self) -> None:
         require("discount", self.discount, "lie in (0, 1)", 0 < self.discount < 1)
         require("truncate", self.truncate, "lie in [0, 1)", 0 <= self.truncate < 1)
-        require(
-            "samples",
-            self.samples,
-            "be at least 2: the unbiased estimator leaves pairs of one sample out",
-            self.samples >= 2,
-        )
-        kept = 2 * self.samples - int(self.truncate * 2 * self.samples)
-        require("truncate", self.truncate, f"leave at least 2 of the {2 * self.samples} target samples", kept >= 2)
+        self._require_samples()
         require("polyak", self.polyak, "lie in (0, 1]", 0 < self.polyak <= 1)
         require(
             "risk_level", self.risk_level, "lie in (0, 1] for cvar", self.risk != "cvar" or 0 < self.risk_level <= 1
         )
         require("risk_level", self.risk_level, "be finite and not negative", 0 <= self.risk_level < math.inf)
-        for name in ("hidden", "noise_size", "latent", "actor_delay"):
+        for name in ("hidden", "critics", "quantiles", "noise_size", "latent", "actor_delay"):
             require(name, getattr(self, name), "be at least 1", getattr(self, name) >= 1)
         for name in ("bandwidth", "learning_rate", "max_gradient_norm"):
             value = getattr(self, name)
             require(name, value, "be positive and finite", value > 0 and math.isfinite(value))
+        for name in ("gradient_weight", "gradient_penalty"):
+            value = getattr(self, name)
+            require(name, value, "be finite and not negative", 0 <= value < math.inf)
         require(
-            "gradient_weight", self.gradient_weight, "be finite and not negative", 0 <= self.gradient_weight < math.inf
+            "sobolev",
+            self.sobolev,
+            f"be none or action for {self.algorithm}, which learns no law of gradients through a differentiable world model (dst does)",
+            self.algorithm == "dst" or self.sobolev in ("none", "action"),
+        )
+        single = self.algorithm in ("td3", "mage")
+        require(
+            "risk", self.risk, f"be mean for {self.algorithm}, which learns no law", self.risk == "mean" or not single
+        )
+
+    def _require_samples(self) -> None:
+        cross_fitted = self.distance == "max-sliced-mmd" and self.estimator == "unbiased"
+        least = 1 if self.estimator == "biased" else 4 if cross_fitted else 2
+        reason = {
+            1: "to have something to compare",
+            2: "the unbiased estimator leaves pairs of one sample out",
+            4: "the unbiased max-sliced distance splits them into halves of at least 2",
+        }
+        require("samples", self.samples, f"be at least {least}: {reason[least]}", self.samples >= least)
+        pooled = self.critics * (self.quantiles if self.algorithm == "tqc" else self.samples)
+        require(
+            "truncate",
+            self.truncate,
+            f"leave at least {least} of the {pooled} target samples",
+            pooled - int(self.truncate * pooled) >= least,
         )
 
     @property

@@ -1,21 +1,26 @@
 """The generative critic Z(s, a, xi): one return sample per noise vector, its gradients as closed matrix products.
 
-The noise enters at the second hidden layer (method: "structure that pays"):
+Two hidden layers, and two places where the noise may enter. At the second (method: "structure that pays")
 
     u   = W2 act(W1 [s; a] + b1) + b2          once per (s, a)
     z_i = w3 act(u + Wxi xi_i) + b3            once per sample
 
-so the trunk runs once per (s, a), and the input gradient of every sample is two matrix products behind it. E critics are one batched
-network.
+the trunk runs once per (s, a), and the input gradient of every sample is two matrix products behind it. At the input
+
+    z_i = w3 act(W2 act(W1 [s; a] + Wxi xi_i + b1) + b2) + b3
+
+everything runs once per sample: a larger class of laws at a higher price. E critics are one batched network.
 """
 
-from typing import NamedTuple
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dst_core.networks import ActionScale, EnsembleLinear, Standardiser
 
+NoiseEntry = Literal["layer-2", "input"]
 INITIAL_NOISE = 0.3  # standard deviation; a law that starts narrow widens to its target sooner than a wide one shrinks
 
 
@@ -30,7 +35,7 @@ class JointSamples(NamedTuple):
     """(E, B, N, S) in reward per observation unit."""
 
 
-class GenerativeCritic(nn.Module):
+class GenerativeCritic(nn.Module, ABC):
     """E critics whose samples are reparameterised: differentiable in observation and action along fixed noise."""
 
     return_scale: Tensor
@@ -79,7 +84,7 @@ class GenerativeCritic(nn.Module):
         activated = second * gate
         slope_second = gate * (1 + second * (1 - gate)) * self.head.weight[:, None].transpose(-1, -2)
         through_trunk = slope_second.flatten(1, 2) @ self.trunk_out.weight.transpose(-1, -2)
-        slope_first = through_trunk.view_as(slope_second) * _silu_slope(first)[:, :, None]
+        slope_first = through_trunk.view_as(slope_second) * _silu_slope(first)
         into_inputs = slope_first.flatten(1, 2) @ self.trunk_in.weight.transpose(-1, -2)
         gradient = self.return_scale * into_inputs.view(*slope_second.shape[:3], -1)
         by_observation, by_action = gradient.tensor_split([self.observation_size], -1)
@@ -89,18 +94,43 @@ class GenerativeCritic(nn.Module):
             observation_gradient=by_observation / self.observation.std,
         )
 
+    @abstractmethod
     def _hidden(self, observation: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Pre-activations of the first, (E, B, H), and second layer, (E, B, N, H)."""
+        """Pre-activations of the first, (E, B, N or 1, H), and second layer, (E, B, N, H)."""
+
+    def _first_of_inputs(self, observation: Tensor, action: Tensor) -> Tensor:
         inputs = torch.cat([self.observation.standardise(observation), self.action.to_unit(action)], -1)
-        first = self.trunk_in(inputs)
-        trunk = self.trunk_out(nn.functional.silu(first))
-        shift = (noise.flatten(1, 2) @ self.noise_in).view(*noise.shape[:3], -1)
-        return first, trunk[:, :, None] + shift
+        first: Tensor = self.trunk_in(inputs)
+        return first.unsqueeze(2)
+
+    def _shift(self, noise: Tensor) -> Tensor:
+        return (noise.flatten(1, 2) @ self.noise_in).view(*noise.shape[:3], -1)
 
     def _returns(self, activated: Tensor) -> Tensor:
         flat = self.head(activated.flatten(1, 2))
         returns: Tensor = self.return_scale * flat.view(activated.shape[:3])
         return returns
+
+
+class LayerTwoNoiseCritic(GenerativeCritic):
+    """The noise enters at the second hidden layer."""
+
+    def _hidden(self, observation: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        first = self._first_of_inputs(observation, action)
+        trunk: Tensor = self.trunk_out(nn.functional.silu(first).flatten(1, 2))
+        return first, trunk[:, :, None] + self._shift(noise)
+
+
+class InputNoiseCritic(GenerativeCritic):
+    """The noise enters beside observation and action."""
+
+    def _hidden(self, observation: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        first = self._first_of_inputs(observation, action) + self._shift(noise)
+        second: Tensor = self.trunk_out(nn.functional.silu(first).flatten(1, 2))
+        return first, second.view_as(first)
+
+
+CRITICS: dict[NoiseEntry, type[GenerativeCritic]] = {"layer-2": LayerTwoNoiseCritic, "input": InputNoiseCritic}
 
 
 def _silu_slope(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from dst_core.actor import Actor
 from dst_core.critic import GenerativeCritic
+from dst_core.mmd import Estimator, Kernel
 from dst_core.networks import descend, polyak, target_of
 from dst_core.sobolev_loss import Distance, JointScale, sobolev_loss
 from dst_core.targets import sobolev_target, truncate
@@ -12,7 +13,9 @@ from dst_core.world_model import StepModel, Transition
 
 
 class CriticLearner(nn.Module):
-    """The critics, their target network, the scale of the joint vector and the optimiser."""
+    """DST's critics, their target network, the scale of the joint vector and the optimiser."""
+
+    uses_model = True
 
     def __init__(
         self,
@@ -23,7 +26,9 @@ class CriticLearner(nn.Module):
         truncate: float,
         blocks: tuple[str, ...],
         distance: Distance,
+        kernel: Kernel,
         bandwidth: float,
+        estimator: Estimator,
         gradient_weight: float,
         polyak: float,
         learning_rate: float,
@@ -40,7 +45,9 @@ class CriticLearner(nn.Module):
         self.truncate = truncate
         self.blocks = blocks
         self.distance: Distance = distance
+        self.kernel: Kernel = kernel
         self.bandwidth = bandwidth
+        self.estimator: Estimator = estimator
         self.gradient_weight = gradient_weight
         self.polyak = polyak
         self.max_gradient_norm = max_gradient_norm
@@ -59,6 +66,13 @@ class CriticLearner(nn.Module):
             generator=generator,
         )
         return truncate(samples, self.truncate)
+
+    def returns(self, observation: Tensor, action: Tensor, generator: torch.Generator) -> Tensor:
+        """Return samples of every critic, (E, B, N) in units of reward, differentiable in observation (B, S) and action (B, A)."""
+        returns: Tensor = self.critic(
+            observation, action, self.critic.draw_noise(len(observation), self.samples, generator)
+        )
+        return returns
 
     def step(
         self, transition: Transition, *, model: StepModel, actor: Actor, generator: torch.Generator
@@ -86,7 +100,9 @@ class CriticLearner(nn.Module):
             std=self.scale.std,
             gradient_weight=self.gradient_weight,
             distance=self.distance,
+            kernel=self.kernel,
             bandwidth=self.bandwidth,
+            estimator=self.estimator,
             blocks=self.blocks,
         )
         descend(self.optimiser, loss, max_gradient_norm=self.max_gradient_norm)

@@ -1,81 +1,150 @@
 """Distances between the predicted and the target law of the joint vector [return; gradients].
 
-Kernel: multiquadric, k(x, y) = -sqrt(1 + h^2 |x - y|^2) with bandwidth h. It is conditionally positive definite, and for large h its
-squared MMD divided by h tends to the energy distance. Estimator: the unbiased U-statistic (Gretton et al., "A kernel two-sample test",
-JMLR 2012, Lemma 6), which leaves the diagonal out; the biased V-statistic shrinks the learned spread at few samples.
+Squared MMD in the kernels of `KERNELS`. Estimator: the unbiased U-statistic (Gretton et al., "A kernel two-sample test", JMLR 2012,
+Lemma 6), which leaves the diagonal out, or their biased V-statistic, which keeps it and shrinks the learned spread at few samples.
 """
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-
-def _mean_distance(x: Tensor, y: Tensor, bandwidth: float, pairs: int) -> Tensor:
-    """Sum of sqrt(1 + h^2 |x_i - y_j|^2) / h over all i, j, divided by the number of pairs that count."""
-    squared = (x.unsqueeze(-2) - y.unsqueeze(-3)).square().sum(-1)
-    return (1.0 / bandwidth**2 + squared).sqrt().sum((-2, -1)) / pairs
+Kernel = Literal["multiquadric", "gaussian"]
+Estimator = Literal["unbiased", "biased"]
 
 
-def mmd2(x: Tensor, y: Tensor, *, bandwidth: float) -> Tensor:
-    """Squared maximum mean discrepancy of two sample sets, unbiased, divided by the bandwidth.
+def multiquadric(squared: Tensor, bandwidth: float) -> Tensor:
+    """-sqrt(1 + h^2 d^2) / h of squared distances d^2: conditionally positive definite, for large h its MMD^2 is the energy distance."""
+    return -(1.0 / bandwidth**2 + squared).sqrt()
+
+
+def gaussian(squared: Tensor, bandwidth: float) -> Tensor:
+    """exp(-h^2 d^2 / 2) of squared distances d^2; blind to laws further apart than a few 1 / h."""
+    return (-0.5 * bandwidth**2 * squared).exp()
+
+
+KERNELS: dict[Kernel, Callable[[Tensor, float], Tensor]] = {"multiquadric": multiquadric, "gaussian": gaussian}
+
+
+def mmd2(
+    x: Tensor, y: Tensor, *, bandwidth: float, kernel: Kernel = "multiquadric", estimator: Estimator = "unbiased"
+) -> Tensor:
+    """Squared maximum mean discrepancy of two sample sets.
 
     Args:
         x: predicted samples, (..., N, D), columns return [standardised] and its gradients [standardised].
         y: target samples, (..., M, D); leading axes broadcast against those of `x`. Gradients flow into `y` unless it is detached.
-        bandwidth: h > 0 of the multiquadric kernel, in inverse units of the samples.
+        bandwidth: h > 0 of the kernel, in inverse units of the samples.
+        kernel: multiquadric (the paper's, divided by h) or Gaussian.
+        estimator: unbiased (U-statistic) or biased (V-statistic).
 
     Returns:
-        (...,): may be negative, since it is unbiased and the distance is near zero.
+        (...,): the unbiased estimate may be negative, since the distance is near zero.
 
     Raises:
-        ValueError: if D differs, a set has fewer than two samples, or the bandwidth is not positive.
+        ValueError: if D differs, a set has fewer samples than the estimator needs, or the bandwidth is not positive.
     """
-    n, m = x.shape[-2], y.shape[-2]
+    least = 2 if estimator == "unbiased" else 1
     if x.shape[-1] != y.shape[-1]:
         raise ValueError(f"both sample sets need the same number of columns, got {x.shape[-1]} and {y.shape[-1]}")
-    if n < 2 or m < 2:
-        raise ValueError(f"the unbiased estimator needs at least two samples on each side, got {n} and {m}")
+    if min(x.shape[-2], y.shape[-2]) < least:
+        raise ValueError(
+            f"the {estimator} estimator needs at least {least} sample{'s'[: least - 1]} on each side, got {x.shape[-2]} and {y.shape[-2]}"
+        )
     if not bandwidth > 0:
         raise ValueError(f"bandwidth must be positive, got {bandwidth}")
-    diagonal = 1.0 / bandwidth
-    between = _mean_distance(x, y, bandwidth, n * m)
-    within_x = _mean_distance(x, x, bandwidth, n * (n - 1)) - diagonal / (n - 1)
-    within_y = _mean_distance(y, y, bandwidth, m * (m - 1)) - diagonal / (m - 1)
-    return 2.0 * between - within_x - within_y
+
+    def similarity(a: Tensor, b: Tensor) -> Tensor:
+        return KERNELS[kernel]((a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1), bandwidth)
+
+    def within(a: Tensor) -> Tensor:
+        all_pairs, count = similarity(a, a), a.shape[-2]
+        if estimator == "biased":
+            return all_pairs.mean((-2, -1))
+        diagonal = all_pairs.diagonal(dim1=-2, dim2=-1)
+        return (all_pairs.sum((-2, -1)) - diagonal.sum(-1)) / (count * (count - 1))
+
+    return within(x) + within(y) - 2.0 * similarity(x, y).mean((-2, -1))
 
 
-def max_sliced_mmd2(x: Tensor, y: Tensor, *, bandwidth: float, ascent_steps: int = 5, step_size: float = 0.3) -> Tensor:
+def max_sliced_mmd2(
+    x: Tensor, y: Tensor, *, bandwidth: float, kernel: Kernel = "multiquadric", estimator: Estimator = "unbiased"
+) -> Tensor:
     """Largest squared MMD over one-dimensional projections, the direction sought separately for every leading index.
 
-    The direction starts at the best of the coordinate axes and the difference of the means and climbs by projected gradient ascent on
-    the sphere with samples detached; only the last evaluation carries the critic's graph (Danskin). Arguments, result and errors as
-    `mmd2`.
+    The direction is sought with samples detached; only the last evaluation carries the critic's graph (Danskin). The maximum of an
+    estimate is biased upward: `cross_fitted_sliced_mmd2` is not. Arguments, result and errors as `mmd2`.
     """
-    direction = _steepest_direction(x.detach(), y.detach(), bandwidth, ascent_steps, step_size)
-    return _sliced(x, y, direction, bandwidth)
+    direction = steepest_direction(x, y, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
+    return sliced_mmd2(x, y, direction, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
 
 
-def _sliced(x: Tensor, y: Tensor, direction: Tensor, bandwidth: float) -> Tensor:
+def cross_fitted_sliced_mmd2(x: Tensor, y: Tensor, *, bandwidth: float, kernel: Kernel = "multiquadric") -> Tensor:
+    """Squared MMD along the steepest direction of other samples: every half is measured along the direction that the other half gives.
+
+    The direction being independent of the samples measured, the U-statistic stays unbiased and the loss least where both laws agree.
+    The maximum over one and the same samples is positive even there, and grows with the spread of the predicted law, which it therefore
+    shrinks. Arguments, result and errors as `mmd2`, with at least four samples a side.
+    """
+    halves = [(x[..., start::2, :], y[..., start::2, :]) for start in (0, 1)]
+    directions = [steepest_direction(*half, bandwidth=bandwidth, kernel=kernel) for half in halves]
+    measured = [
+        sliced_mmd2(*half, direction, bandwidth=bandwidth, kernel=kernel)
+        for half, direction in zip(halves, reversed(directions), strict=True)
+    ]
+    return torch.stack(measured).mean(0)
+
+
+def sliced_mmd2(
+    x: Tensor,
+    y: Tensor,
+    direction: Tensor,
+    *,
+    bandwidth: float,
+    kernel: Kernel = "multiquadric",
+    estimator: Estimator = "unbiased",
+) -> Tensor:
+    """Squared MMD of the samples projected on unit directions, (..., D); otherwise as `mmd2`."""
     along = direction.unsqueeze(-1)
-    return mmd2(x @ along, y @ along, bandwidth=bandwidth)
+    return mmd2(x @ along, y @ along, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
 
 
-def _steepest_direction(x: Tensor, y: Tensor, bandwidth: float, ascent_steps: int, step_size: float) -> Tensor:
-    """Unit vectors, (..., D), that make the projected squared MMD large."""
+@torch.no_grad()
+def steepest_direction(
+    x: Tensor,
+    y: Tensor,
+    *,
+    bandwidth: float,
+    kernel: Kernel = "multiquadric",
+    estimator: Estimator = "unbiased",
+    ascent_steps: int = 5,
+    step_size: float = 0.3,
+) -> Tensor:
+    """Unit vectors, (..., D), that make the projected squared MMD large.
+
+    Starts at the best of the coordinate axes and the difference of the means and climbs by projected gradient ascent on the sphere.
+    """
+
+    def value(direction: Tensor) -> Tensor:
+        return sliced_mmd2(x, y, direction, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
+
+    x, y = x.detach(), y.detach()
     difference = x.mean(-2) - y.mean(-2)
     axes = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     candidates = [functional.normalize(difference, dim=-1), *(axis.expand_as(difference) for axis in axes)]
-    values = torch.stack([_sliced(x, y, candidate, bandwidth) for candidate in candidates])
+    values = torch.stack([value(candidate) for candidate in candidates])
     best = values.argmax(0)
     direction = torch.stack(candidates).gather(0, best[None, ..., None].expand(1, *difference.shape))[0]
     best_value = values.amax(0)
     for step in range(ascent_steps):
         trial = direction.clone().requires_grad_()
         with torch.enable_grad():
-            (slope,) = torch.autograd.grad(_sliced(x, y, trial, bandwidth).sum(), trial)
+            (slope,) = torch.autograd.grad(value(trial).sum(), trial)
         tangent = slope - (slope * direction).sum(-1, keepdim=True) * direction
         trial = functional.normalize(direction + step_size / (1 + step) * functional.normalize(tangent, dim=-1), dim=-1)
-        value = _sliced(x, y, trial, bandwidth)
-        direction = torch.where((value > best_value).unsqueeze(-1), trial, direction)
-        best_value = torch.maximum(value, best_value)
+        reached = value(trial)
+        direction = torch.where((reached > best_value).unsqueeze(-1), trial, direction)
+        best_value = torch.maximum(reached, best_value)
     return direction

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dst_core.critic import JointSamples
-from dst_core.mmd import max_sliced_mmd2, mmd2
+from dst_core.mmd import Estimator, Kernel, cross_fitted_sliced_mmd2, max_sliced_mmd2, mmd2
 
 Distance = Literal["mmd", "max-sliced-mmd"]
 
@@ -40,6 +40,8 @@ def sobolev_loss(
     gradient_weight: float,
     distance: Distance,
     bandwidth: float,
+    kernel: Kernel = "multiquadric",
+    estimator: Estimator = "unbiased",
     blocks: tuple[str, ...] = ("action",),
 ) -> Tensor:
     """Distance of each critic's joint law to the target's, averaged over the batch and summed over the critics.
@@ -51,6 +53,8 @@ def sobolev_loss(
         gradient_weight: weight of the gradient columns against the return, in standardised units.
         distance: plain or max-sliced squared MMD.
         bandwidth: of the kernel, in inverse standardised units.
+        kernel: of the MMD.
+        estimator: unbiased (of the max-sliced distance, the cross-fitted form) or biased.
         blocks: gradients that take part.
 
     Returns:
@@ -63,5 +67,11 @@ def sobolev_loss(
     weight = torch.full_like(std, gradient_weight)
     weight[0] = 1.0
     unit = weight / std
-    discrepancy = mmd2 if distance == "mmd" else max_sliced_mmd2
-    return discrepancy(joint * unit, target * unit, bandwidth=bandwidth).mean(-1).sum()
+    x, y = joint * unit, target * unit
+    if distance == "mmd":
+        discrepancy = mmd2(x, y, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
+    elif estimator == "unbiased":
+        discrepancy = cross_fitted_sliced_mmd2(x, y, bandwidth=bandwidth, kernel=kernel)
+    else:
+        discrepancy = max_sliced_mmd2(x, y, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
+    return discrepancy.mean(-1).sum()

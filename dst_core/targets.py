@@ -62,16 +62,16 @@ def sobolev_target(
             noise,
         )
         y = draw.reward + discount * (1 - draw.termination) * future.reshape(-1)
-        y = y + (y.clamp(*_return_range(model, discount)) - y).detach()
+        y = y + (y.clamp(*return_range(model.reward_range, discount)) - y).detach()
         inputs = [{"action": chosen, "state": state}[block] for block in blocks]
         gradients = torch.autograd.grad(y.sum(), inputs) if inputs else ()
     joint = torch.cat([y.unsqueeze(-1), *gradients], -1).detach()
     return joint.view(*copies, -1).transpose(0, 1).flatten(1, 2)
 
 
-def _return_range(model: StepModel, discount: float) -> tuple[Tensor, Tensor]:
-    """Least and greatest discounted return, from rewards in the model's range and an end at any time."""
-    low, high = model.reward_range
+def return_range(reward_range: tuple[Tensor, Tensor], discount: float) -> tuple[Tensor, Tensor]:
+    """Least and greatest discounted return, each (), that rewards between those given allow, with an end at any time."""
+    low, high = reward_range
     return low.clamp(max=0) / (1 - discount), high.clamp(min=0) / (1 - discount)
 
 
@@ -83,13 +83,15 @@ def truncate(samples: Tensor, share: float) -> Tensor:
         share: in [0, 1).
 
     Returns:
-        (B, K - floor(share * K), D), ascending by return.
+        (B, K - floor(share * K), D), in the order they came.
 
     Raises:
         ValueError: if the share lies outside [0, 1).
     """
     if not 0 <= share < 1:
         raise ValueError(f"the truncated share must lie in [0, 1), got {share}")
-    kept = samples.shape[1] - int(share * samples.shape[1])
-    order = samples[..., 0].topk(kept, dim=1, largest=False, sorted=True).indices
+    dropped = int(share * samples.shape[1])
+    if not dropped:
+        return samples
+    order = samples[..., 0].topk(samples.shape[1] - dropped, dim=1, largest=False).indices.sort(1).values
     return samples.gather(1, order.unsqueeze(-1).expand(-1, -1, samples.shape[-1]))

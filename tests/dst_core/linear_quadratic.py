@@ -1,4 +1,4 @@
-"""The linear-quadratic-Gaussian problem, whose joint law of return and action gradient is known exactly.
+"""The linear-quadratic-Gaussian problem, whose law of the return and of its gradients is known exactly.
 
 s' = A s + B a + w, w ~ N(0, Sigma); a = -K s; r = -(s'Q s + a'R a).
 """
@@ -27,8 +27,21 @@ class LinearQuadratic:
         one = np.eye(1)
         return cls(A=0.9 * one, B=0.5 * one, K=0.6 * one, Q=one, R=0.1 * one, Sigma=0.09 * one, discount=0.9)
 
+    @classmethod
+    def planar(cls) -> "LinearQuadratic":
+        """Two state dimensions, coupled, with one action and correlated noise."""
+        return cls(
+            A=np.array([[0.9, 0.2], [-0.1, 0.8]]),
+            B=np.array([[0.1], [0.5]]),
+            K=np.array([[0.2, 0.6]]),
+            Q=np.diag([1.0, 0.5]),
+            R=0.1 * np.eye(1),
+            Sigma=np.array([[0.09, 0.03], [0.03, 0.06]]),
+            discount=0.9,
+        )
+
     def closed_form(self, s: np.ndarray, a: np.ndarray) -> dict[str, np.ndarray]:
-        """Mean and standard deviation of Z and of its action gradient at (s, a)."""
+        """Mean and standard deviation of Z and of its gradients by action and state at (s, a)."""
         g, M = self.discount, self.A - self.B @ self.K
         P = _fixed_point(self.Q + self.K.T @ self.R @ self.K, lambda X: g * M.T @ X @ M)
         psp = P @ self.Sigma @ P
@@ -42,31 +55,30 @@ class LinearQuadratic:
         return {
             "return_mean": np.asarray(mean),
             "return_std": np.sqrt(np.asarray(variance)),
-            "gradient_mean": -2 * self.R @ a - 2 * g * self.B.T @ P @ y,
-            "gradient_std": np.sqrt(np.diag(4 * g**2 * self.B.T @ X @ self.B)),
+            "action_gradient_mean": -2 * self.R @ a - 2 * g * self.B.T @ P @ y,
+            "action_gradient_std": np.sqrt(np.diag(4 * g**2 * self.B.T @ X @ self.B)),
+            "state_gradient_mean": -2 * self.Q @ s - 2 * g * self.A.T @ P @ y,
+            "state_gradient_std": np.sqrt(np.diag(4 * g**2 * self.A.T @ X @ self.A)),
         }
 
     def simulate(
         self, s: np.ndarray, a: np.ndarray, *, runs: int, steps: int, seed: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Monte-Carlo samples of (Z, dZ/da), (runs,) and (runs, A), along explicit trajectories."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Monte-Carlo samples of Z, dZ/da and dZ/ds, (runs,), (runs, A) and (runs, S), along explicit trajectories."""
         rng = np.random.default_rng(seed)
-        noise = rng.multivariate_normal(np.zeros(len(s)), self.Sigma, size=(runs, steps))
+        S, A = len(s), len(a)
+        noise = rng.multivariate_normal(np.zeros(S), self.Sigma, size=(runs, steps))
         state, action = np.tile(s, (runs, 1)), np.tile(a, (runs, 1))
-        by_action = np.tile(np.zeros((len(s), len(a))), (runs, 1, 1))
-        total, gradient = np.zeros(runs), np.zeros((runs, len(a)))
+        d_state, d_action = np.eye(S, S + A), np.eye(S + A)[S:]  # by the first (s, a); the same for all noise
+        total, gradient = np.zeros(runs), np.zeros((runs, S + A))
         for t in range(steps):
             weight = self.discount**t
             total += weight * self.reward(state, action)
-            d_action = np.tile(np.eye(len(a)), (runs, 1, 1)) if t == 0 else -self.K @ by_action
-            cost_slope = np.einsum("ri,rij->rj", state @ self.Q, by_action) + np.einsum(
-                "ri,rij->rj", action @ self.R, d_action
-            )
-            gradient -= 2 * weight * cost_slope
-            by_action = self.A @ by_action + self.B @ d_action
+            gradient -= 2 * weight * (state @ self.Q @ d_state + action @ self.R @ d_action)
             state = state @ self.A.T + action @ self.B.T + noise[:, t]
-            action = -state @ self.K.T
-        return total, gradient
+            d_state = self.A @ d_state + self.B @ d_action
+            action, d_action = -state @ self.K.T, -self.K @ d_state
+        return total, gradient[:, S:], gradient[:, :S]
 
     def reward(self, state: np.ndarray, action: np.ndarray) -> np.ndarray:
         return -(np.einsum("ri,ij,rj->r", state, self.Q, state) + np.einsum("ri,ij,rj->r", action, self.R, action))

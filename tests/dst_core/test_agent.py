@@ -2,13 +2,15 @@
 
 from copy import deepcopy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from dst_core.agent import Agent
-from dst_core.agent_config import AgentConfig
+from dst_core.agent_config import AgentConfig, WorldModel
 from dst_core.world_model import Transition
+from sim_bridge.tasks import describe_task, make_task
 
 LOW, HIGH = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 6.0])
 BATCH = 16
@@ -49,6 +51,80 @@ def test_updates_move_every_parameter_of_every_part(sobolev: str, distance: str,
     assert unchanged(before, agent) == set()
     assert all(bool(torch.isfinite(value)) for value in info.values())
     assert info.keys() >= {"critic_loss", "model_loss", "termination_loss", "actor_objective"}
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [
+        *({"algorithm": name} for name in ("td3", "tqc", "mage", "iqn", "mmd")),
+        *({"world_model": name} for name in ("ensemble", "flow")),
+        {"critic_noise": "input"},
+        {"estimator": "biased"},
+        {"kernel": "gaussian", "bandwidth": 1.0},
+        {"critics": 3},
+    ],
+    ids=str,
+)
+def test_every_choice_moves_critics_actor_and_the_model_it_uses(choices: dict[str, object]) -> None:
+    agent, transition = agent_and_transition(**choices)
+    before = parameters(agent)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(agent.config.actor_delay):
+        info = agent.update(transition, generator)
+    still = unchanged(before, agent)
+    if agent.critics.uses_model:
+        assert still == set()
+    else:
+        assert still == {name for name in before if name.startswith("model.")}
+    assert all(bool(torch.isfinite(value)) for value in info.values())
+    assert info.keys() >= {"critic_loss", "actor_objective", "returns_out_of_range"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "world_model"), [("InvertedPendulum-v5", "hybrid"), ("PointMass2-v0", "simulator")]
+)
+def test_world_models_that_know_the_task_teach_the_critics(environment: str, world_model: WorldModel) -> None:
+    env = make_task(environment)
+    contract = describe_task(env)
+    agent = Agent(
+        AgentConfig(hidden=16, noise_size=4, latent=3, samples=4, world_model=world_model),
+        action_low=torch.tensor([channel.low for channel in contract.action]),
+        action_high=torch.tensor([channel.high for channel in contract.action]),
+        observation_size=len(contract.observation),
+        env=env,
+    )
+    rng = np.random.default_rng(0)
+    observation, _ = env.reset(seed=0)
+    rows = []
+    for _ in range(BATCH):
+        action = rng.uniform(env.action_space.low, env.action_space.high).astype(np.float32)
+        following, reward, terminated, _, _ = env.step(action)
+        rows.append((observation, action, float(reward), following, float(terminated)))
+        observation = env.reset(seed=1)[0] if terminated else following
+    columns = (torch.as_tensor(np.array(column), dtype=torch.float32) for column in zip(*rows, strict=True))
+    transition = Transition(*columns)
+    agent.observe(transition)
+    before = parameters(agent)
+    for _ in range(agent.config.actor_delay):
+        agent.update(transition, torch.Generator().manual_seed(1))
+    assert unchanged(before, agent) == set()
+    env.close()
+
+
+def test_world_model_that_knows_the_task_is_refused_without_one() -> None:
+    for world_model in ("hybrid", "simulator"):
+        with pytest.raises(ValueError, match=world_model):
+            agent_and_transition(world_model=world_model)
+
+
+def test_early_sign_of_divergence_rises_with_returns_that_rewards_do_not_allow() -> None:
+    """Rewards within [-3, 3] allow returns within ±300 at discount 0.99."""
+    agent, transition = agent_and_transition()
+    generator = torch.Generator().manual_seed(1)
+    assert float(agent.update_actor(transition, generator)["returns_out_of_range"]) == 0.0
+    with torch.no_grad():
+        agent.critics.critic.head.bias.fill_(1000.0)
+    assert float(agent.update_actor(transition, generator)["returns_out_of_range"]) == 1.0
 
 
 def test_actor_moves_only_at_every_delayed_update() -> None:

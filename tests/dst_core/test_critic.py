@@ -1,17 +1,18 @@
 import pytest
 import torch
 
-from dst_core.critic import GenerativeCritic
+from dst_core.critic import CRITICS, GenerativeCritic, NoiseEntry
 from dst_core.networks import ActionScale, EnsembleLinear, Standardiser, descend, polyak, target_of
 
 
-@pytest.fixture
-def critic() -> GenerativeCritic:
+@pytest.fixture(params=CRITICS)
+def critic(request: pytest.FixtureRequest) -> GenerativeCritic:
+    entry: NoiseEntry = request.param
     torch.manual_seed(0)
     observation = Standardiser(3)
     observation.update(torch.randn(50, 3) * torch.tensor([1.0, 5.0, 0.2]) + 1)
     action = ActionScale(torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 6.0]))
-    built = GenerativeCritic(observation=observation, action=action, hidden=16, noise_size=4, members=2)
+    built = CRITICS[entry](observation=observation, action=action, hidden=16, noise_size=4, members=2)
     built.return_scale.fill_(7.0)
     return built.double()
 
@@ -59,6 +60,14 @@ def test_loss_on_gradients_reaches_every_parameter_but_the_last_bias(critic: Gen
         name for name, parameter in critic.named_parameters() if parameter.grad is None or not parameter.grad.any()
     }
     assert silent == {"head.bias"}
+
+
+def test_noise_moves_samples_and_their_gradients(critic: GenerativeCritic) -> None:
+    """Both entries of the noise give laws of the gradient, not the return alone shifted."""
+    observation, action = inputs()
+    joint = critic.joint(observation, action, critic.draw_noise(5, 50, torch.Generator().manual_seed(2)))
+    for samples in (joint.returns.unsqueeze(-1), joint.action_gradient, joint.observation_gradient):
+        assert float(samples.detach().std(2).min()) > 1e-3
 
 
 def test_one_noise_row_is_shared_by_the_batch(critic: GenerativeCritic) -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from dst_core.agent_config import AgentConfig
-from dst_core.critic import GenerativeCritic
+from dst_core.critic import LayerTwoNoiseCritic
 from dst_core.forecast import Forecast
 from dst_core.networks import ActionScale, Standardiser
 from dst_core.world_model import ModelDraw, Transition
@@ -33,7 +33,7 @@ def test_bias_of_the_start_is_forgotten_at_a_long_horizon() -> None:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     limit = torch.ones(1)
-    start = GenerativeCritic(
+    start = LayerTwoNoiseCritic(
         observation=Standardiser(1), action=ActionScale(-limit, limit), hidden=16, noise_size=4, members=2
     )
     start.return_scale.fill_(20.0)

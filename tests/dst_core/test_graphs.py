@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dst_core.critic import GenerativeCritic
+from dst_core.critic import GenerativeCritic, LayerTwoNoiseCritic
 from dst_core.graphs import baked_noise
 from dst_core.networks import ActionScale, Standardiser
 
@@ -11,7 +11,7 @@ from dst_core.networks import ActionScale, Standardiser
 @pytest.fixture
 def critic() -> GenerativeCritic:
     action = ActionScale(-torch.ones(2), torch.ones(2))
-    return GenerativeCritic(observation=Standardiser(3), action=action, hidden=8, noise_size=5, members=2)
+    return LayerTwoNoiseCritic(observation=Standardiser(3), action=action, hidden=8, noise_size=5, members=2)
 
 
 def test_baked_noise_is_standardised_over_the_samples_of_each_critic(critic: GenerativeCritic) -> None:

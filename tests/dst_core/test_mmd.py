@@ -5,29 +5,42 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dst_core.mmd import max_sliced_mmd2, mmd2
+from dst_core.mmd import KERNELS, Estimator, Kernel, cross_fitted_sliced_mmd2, max_sliced_mmd2, mmd2
 
 
-def kernel(x: torch.Tensor, y: torch.Tensor, h: float) -> float:
-    return -math.sqrt(1 + h**2 * float(((x - y) ** 2).sum())) / h
+def kernel(x: torch.Tensor, y: torch.Tensor, h: float, name: Kernel) -> float:
+    squared = float(((x - y) ** 2).sum())
+    return -math.sqrt(1 + h**2 * squared) / h if name == "multiquadric" else math.exp(-(h**2) * squared / 2)
 
 
-def mmd2_by_double_loop(x: torch.Tensor, y: torch.Tensor, h: float) -> float:
+def mmd2_by_double_loop(x: torch.Tensor, y: torch.Tensor, h: float, name: Kernel, estimator: Estimator) -> float:
     n, m = len(x), len(y)
-    xx = sum(kernel(x[i], x[j], h) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
-    yy = sum(kernel(y[i], y[j], h) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
-    xy = sum(kernel(x[i], y[j], h) for i in range(n) for j in range(m)) / (n * m)
-    return xx + yy - 2 * xy
+    skip = estimator == "unbiased"
+    xx = [kernel(x[i], x[j], h, name) for i in range(n) for j in range(n) if not (skip and i == j)]
+    yy = [kernel(y[i], y[j], h, name) for i in range(m) for j in range(m) if not (skip and i == j)]
+    xy = [kernel(x[i], y[j], h, name) for i in range(n) for j in range(m)]
+    return sum(xx) / len(xx) + sum(yy) / len(yy) - 2 * sum(xy) / len(xy)
 
 
-@settings(max_examples=25, deadline=None)
-@given(n=st.integers(2, 6), m=st.integers(2, 6), d=st.integers(1, 4), h=st.floats(0.1, 100), seed=st.integers(0, 2**31))
-def test_mmd2_equals_the_double_loop_over_distinct_pairs(n: int, m: int, d: int, h: float, seed: int) -> None:
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(2, 6),
+    m=st.integers(2, 6),
+    d=st.integers(1, 4),
+    h=st.floats(0.1, 100),
+    name=st.sampled_from(sorted(KERNELS)),
+    estimator=st.sampled_from(["unbiased", "biased"]),
+    seed=st.integers(0, 2**31),
+)
+def test_mmd2_equals_the_double_loop(  # noqa: PLR0917 (drawn by name)
+    n: int, m: int, d: int, h: float, name: Kernel, estimator: Estimator, seed: int
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(3, n, d, generator=generator, dtype=torch.float64)
     y = torch.randn(3, m, d, generator=generator, dtype=torch.float64)
-    expected = [mmd2_by_double_loop(a, b, h) for a, b in zip(x, y, strict=True)]
-    assert mmd2(x, y, bandwidth=h).tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    expected = [mmd2_by_double_loop(a, b, h, name, estimator) for a, b in zip(x, y, strict=True)]
+    found = mmd2(x, y, bandwidth=h, kernel=name, estimator=estimator)
+    assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 def test_mmd2_of_two_points_a_side_has_its_known_value() -> None:
@@ -41,6 +54,44 @@ def test_mmd2_is_unbiased_zero_on_average_for_equal_laws() -> None:
     x, y = torch.randn(20_000, 5, 2, generator=generator), torch.randn(20_000, 5, 2, generator=generator)
     values = mmd2(x, y, bandwidth=100.0)
     assert abs(float(values.mean())) < 4 * float(values.std()) / math.sqrt(len(values))
+
+
+def test_biased_estimate_of_equal_laws_is_positive_on_average() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(5_000, 5, 2, generator=generator), torch.randn(5_000, 5, 2, generator=generator)
+    values = mmd2(x, y, bandwidth=100.0, estimator="biased")
+    assert float(values.mean()) > 50 * float(values.std()) / math.sqrt(len(values))
+
+
+def test_cross_fitted_distance_of_equal_laws_is_zero_on_average_where_the_maximum_is_positive() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(20_000, 10, 2, generator=generator), torch.randn(20_000, 10, 2, generator=generator)
+    crossed, largest = cross_fitted_sliced_mmd2(x, y, bandwidth=100.0), max_sliced_mmd2(x, y, bandwidth=100.0)
+    error = float(crossed.std()) / math.sqrt(len(crossed))
+    assert abs(float(crossed.mean())) < 4 * error
+    assert float(largest.mean()) > 20 * error
+
+
+def test_slope_of_the_cross_fitted_distance_by_the_spread_vanishes_at_equal_laws() -> None:
+    """The maximum over the samples themselves falls as the predicted law narrows, and so would teach too narrow a law."""
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randn(20_000, 10, 2, generator=generator), torch.randn(20_000, 10, 2, generator=generator)
+    slopes = {}
+    for distance in (cross_fitted_sliced_mmd2, max_sliced_mmd2):
+        spread = torch.ones(len(x), 1, 1, requires_grad=True)
+        (slope,) = torch.autograd.grad(distance(spread * x, y, bandwidth=100.0).sum(), spread)
+        slopes[distance] = float(slope.mean()), float(slope.std()) / math.sqrt(len(x))
+    (crossed, crossed_error), (largest, error) = slopes[cross_fitted_sliced_mmd2], slopes[max_sliced_mmd2]
+    assert abs(crossed) < 4 * crossed_error
+    assert largest > 10 * error
+
+
+def test_cross_fitted_distance_sees_laws_that_differ_in_one_direction_alone() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(200, 64, 3, generator=generator)
+    y = torch.randn(200, 64, 3, generator=generator) + torch.tensor([0.0, 2.0, 0.0])
+    along = mmd2(x[..., 1:2], y[..., 1:2], bandwidth=100.0).mean()
+    assert float(cross_fitted_sliced_mmd2(x, y, bandwidth=100.0).mean()) > 0.9 * float(along)
 
 
 def test_large_bandwidth_gives_the_energy_distance() -> None:
@@ -79,8 +130,8 @@ def test_sliced_maximum_reaches_the_best_of_many_random_directions() -> None:
 
 def test_no_gradient_reaches_a_detached_target() -> None:
     generator = torch.Generator().manual_seed(4)
-    x, y = (torch.randn(1, 3, 2, generator=generator).requires_grad_() for _ in range(2))
-    for distance in (mmd2, max_sliced_mmd2):
+    x, y = (torch.randn(1, 4, 2, generator=generator).requires_grad_() for _ in range(2))
+    for distance in (mmd2, max_sliced_mmd2, cross_fitted_sliced_mmd2):
         x.grad = y.grad = None
         distance(x, y.detach(), bandwidth=1.0).sum().backward()
         assert bool(x.grad.any())
@@ -93,8 +144,8 @@ def test_no_gradient_reaches_a_detached_target() -> None:
     ("x", "y", "bandwidth", "message"),
     [
         (torch.zeros(3, 2), torch.zeros(3, 1), 1.0, "number of columns"),
-        (torch.zeros(1, 2), torch.zeros(3, 2), 1.0, "at least two samples"),
-        (torch.zeros(3, 2), torch.zeros(1, 2), 1.0, "at least two samples"),
+        (torch.zeros(1, 2), torch.zeros(3, 2), 1.0, "at least 2 samples"),
+        (torch.zeros(3, 2), torch.zeros(1, 2), 1.0, "at least 2 samples"),
         (torch.zeros(3, 2), torch.zeros(3, 2), 0.0, "bandwidth must be positive"),
     ],
 )

@@ -1,10 +1,12 @@
 """The critic's loss against the distance of vectors scaled by hand."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from dst_core.critic import JointSamples
-from dst_core.mmd import max_sliced_mmd2, mmd2
+from dst_core.mmd import Estimator, cross_fitted_sliced_mmd2, max_sliced_mmd2, mmd2
 from dst_core.sobolev_loss import Distance, JointScale, sobolev_loss
 
 E, B, N, K, A, S = 2, 4, 5, 6, 2, 3
@@ -27,14 +29,22 @@ def target(generator: torch.Generator, blocks: tuple[str, ...]) -> torch.Tensor:
     return 20 * torch.randn(B, K, columns, generator=generator, dtype=torch.float64) + 3
 
 
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("blocks", BLOCKS)
-def test_loss_is_the_distance_of_hand_scaled_vectors(blocks: tuple[str, ...], distance: Distance) -> None:
+def test_loss_is_the_distance_of_hand_scaled_vectors(
+    blocks: tuple[str, ...], distance: Distance, estimator: Estimator
+) -> None:
     generator = torch.Generator().manual_seed(0)
     samples, goal = predicted(generator), target(generator, blocks)
     std = torch.linspace(0.5, 9, goal.shape[-1], dtype=torch.float64)
     weight = 0.3
-    discrepancy = {"mmd": mmd2, "max-sliced-mmd": max_sliced_mmd2}[distance]
+    discrepancy = {
+        ("mmd", "unbiased"): mmd2,
+        ("mmd", "biased"): partial(mmd2, estimator="biased"),
+        ("max-sliced-mmd", "unbiased"): cross_fitted_sliced_mmd2,
+        ("max-sliced-mmd", "biased"): partial(max_sliced_mmd2, estimator="biased"),
+    }[distance, estimator]
     expected = 0.0
     for member in range(E):
         for row in range(B):
@@ -46,7 +56,14 @@ def test_loss_is_the_distance_of_hand_scaled_vectors(blocks: tuple[str, ...], di
                 vectors[:, 1:] *= weight
             expected += float(discrepancy(x, y, bandwidth=BANDWIDTH)) / B
     found = sobolev_loss(
-        samples, goal, std=std, gradient_weight=weight, distance=distance, bandwidth=BANDWIDTH, blocks=blocks
+        samples,
+        goal,
+        std=std,
+        gradient_weight=weight,
+        distance=distance,
+        bandwidth=BANDWIDTH,
+        estimator=estimator,
+        blocks=blocks,
     )
     assert float(found) == pytest.approx(expected, rel=1e-9)
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dst_core.critic import GenerativeCritic
+from dst_core.critic import GenerativeCritic, LayerTwoNoiseCritic
 from dst_core.networks import ActionScale, Standardiser
 from dst_core.targets import sobolev_target, truncate
 from dst_core.world_model import ModelDraw
@@ -30,7 +30,7 @@ class Halve(nn.Module):
 def critic() -> GenerativeCritic:
     torch.manual_seed(0)
     limit = torch.ones(1)
-    built = GenerativeCritic(
+    built = LayerTwoNoiseCritic(
         observation=Standardiser(1), action=ActionScale(-limit, limit), hidden=16, noise_size=4, members=2
     )
     return built.double()
@@ -120,14 +120,19 @@ def test_without_blocks_the_target_is_the_return_alone(critic: GenerativeCritic)
     assert target(critic, OBSERVATION, ACTION, blocks=()).shape == (3, 6, 1)
 
 
-def test_truncation_drops_the_largest_returns_and_keeps_joint_samples_whole() -> None:
+def test_truncation_drops_the_largest_returns_and_keeps_joint_samples_whole_and_in_order() -> None:
     generator = torch.Generator().manual_seed(0)
     samples = torch.randn(4, 10, 3, generator=generator)
     kept = truncate(samples, 0.25)
     assert kept.shape == (4, 8, 3)
-    for rows, whole in zip(kept, samples, strict=True):
-        expected = sorted(whole.tolist())[:8]
-        assert rows.tolist() == expected
+    for rows, whole in zip(kept.tolist(), samples.tolist(), strict=True):
+        largest = sorted(whole)[8:]
+        assert rows == [row for row in whole if row not in largest]
+
+
+def test_truncation_of_nothing_leaves_the_samples_as_they_are() -> None:
+    samples = torch.randn(2, 5, 3)
+    assert torch.equal(truncate(samples, 0.0), samples)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])

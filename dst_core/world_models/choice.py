@@ -1,0 +1,52 @@
+"""Which world model a name stands for."""
+
+from typing import TypedDict
+
+from dst_core.agent_config import AgentConfig
+from dst_core.networks import ActionScale, Standardiser
+from dst_core.world_model import StepModel
+from dst_core.world_models.conditional_vae import ConditionalVae
+from dst_core.world_models.gaussian_ensemble import GaussianEnsemble
+from dst_core.world_models.mujoco_step import mujoco_step_of
+from dst_core.world_models.normalising_flow import NormalisingFlow
+from dst_core.world_models.point_mass import simulator_of
+from sim_bridge.tasks.perturbations import Environment
+
+
+class Sizes(TypedDict):
+    """What every learned model takes."""
+
+    observation: Standardiser
+    action: ActionScale
+    hidden: int
+
+
+def make_world_model(
+    config: AgentConfig, *, observation: Standardiser, action: ActionScale, env: Environment | None
+) -> StepModel:
+    """The world model of `config.world_model`.
+
+    Args:
+        config: the choices.
+        observation: scale of the observation, shared with the actor.
+        action: limits of the action.
+        env: the task, for models that know it: hybrid and simulator.
+
+    Raises:
+        TaskError: if the task is not one that the model can know.
+        ValueError: if the model needs a task and none is given.
+    """
+    sizes = Sizes(observation=observation, action=action, hidden=config.hidden)
+    match config.world_model:
+        case "cvae":
+            return ConditionalVae(**sizes, latent=config.latent)
+        case "ensemble":
+            return GaussianEnsemble(**sizes)
+        case "flow":
+            return NormalisingFlow(**sizes)
+        case "hybrid":
+            if env is None:
+                raise ValueError("world model 'hybrid' must be given the task, got no env; pass the one to learn in")
+            return ConditionalVae(**sizes, latent=config.latent, base=mujoco_step_of(env))
+        case "simulator":
+            return simulator_of(env)
