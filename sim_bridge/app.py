@@ -66,7 +66,9 @@ class DriveConfig:
     episodes: int = 1
     """How many episodes to drive."""
     perturb: tuple[str, ...] = ()
-    """Noise as name=scale: actuation (of half the action range), observation (relative), dynamics (m/s, rad/s)."""
+    """What disturbs the task, as name=scale, in any order: actuation (noise, of half the action range), observation
+    (noise, relative), dynamics (kicks, m/s and rad/s), friction, mass, gravity (a factor within 1 +- scale per
+    episode), dropout (probability per sensor and tick), delay (whole control periods)."""
     seed: int = 0
     """Seed of the first episode; each later one has the next number."""
     realtime: bool = False

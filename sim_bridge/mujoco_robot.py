@@ -14,7 +14,7 @@ class MujocoRobot:
 
     Args:
         environment_id: Gymnasium id.
-        perturbations: `name=scale` texts: noise on actuation, observation and dynamics.
+        perturbations: `name=scale` texts, see `sim_bridge.tasks.perturbations`.
 
     Raises:
         TaskError: if the task or a perturbation does not exist or does not fit.

@@ -1,6 +1,7 @@
 """What the numbers of a task mean: names, units and limits of its observation and action vectors."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import gymnasium
 import mujoco
 
 from sim_bridge.tasks.mujoco_channels import UNKNOWN_UNIT, NamedUnit, action_channels, observation_channels
-from sim_bridge.tasks.perturbations import Environment, PerturbationWrapper, box
+from sim_bridge.tasks.perturbations import Environment, PerturbationWrapper, box, task_name
 
 DEFAULT_CONTROL_PERIOD_S = 0.02
 
@@ -44,10 +45,10 @@ class TaskContract:
 def describe_task(env: Environment) -> TaskContract:
     """The contract of a task made by `make_task`.
 
-    MuJoCo tasks are named as they tell (`observation_channels`), else after the joints and actuators of their model
-    wherever the layout that the task reports fits the size of its space; other components are `observation_i` and
-    `action_i`. Observation limits are those of the sensors without perturbations: noise is the world's, not the
-    contract's.
+    Channels are named as the task tells (`observation_channels`, `action_channels`: name and unit of each), else after
+    the joints and actuators of its MuJoCo model wherever the layout that the task reports fits the size of its space;
+    other components are `observation_i` and `action_i`. Observation limits are those of the sensors without
+    perturbations: noise is the world's, not the contract's.
 
     The control period is the task's own `dt` (for MuJoCo its time step times the frames per step), else one over the
     `render_fps` of its metadata, else 0.02 s.
@@ -56,26 +57,22 @@ def describe_task(env: Environment) -> TaskContract:
         env = env.env
     task: Any = env.unwrapped
     model = getattr(task, "model", None)
-    observation_space, action_space = box(env.observation_space), box(env.action_space)
-    named_observation: list[NamedUnit] | None = None
-    named_action: list[NamedUnit] | None = None
+    named_observation: Sequence[NamedUnit] | None = None
+    named_action: Sequence[NamedUnit] | None = None
     if isinstance(model, mujoco.MjModel):
-        told = getattr(task, "observation_channels", None)
-        named_observation = (
-            list(told)
-            if told is not None
-            else observation_channels(model, getattr(task, "observation_structure", None))
-        )
+        named_observation = observation_channels(model, getattr(task, "observation_structure", None))
         named_action = action_channels(model)
+    named_observation = getattr(task, "observation_channels", named_observation)
+    named_action = getattr(task, "action_channels", named_action)
     return TaskContract(
-        environment=env.spec.id if env.spec is not None else type(task).__name__,
-        observation=_channels("observation", observation_space, named_observation),
-        action=_channels("action", action_space, named_action),
+        environment=task_name(env),
+        observation=_channels("observation", box(env.observation_space), named_observation),
+        action=_channels("action", box(env.action_space), named_action),
         control_period_s=_control_period_s(env),
     )
 
 
-def _channels(role: str, space: gymnasium.spaces.Box, named: list[NamedUnit] | None) -> tuple[Channel, ...]:
+def _channels(role: str, space: gymnasium.spaces.Box, named: Sequence[NamedUnit] | None) -> tuple[Channel, ...]:
     size = space.shape[0]
     if named is None or len(named) != size or len({name for name, _ in named}) != size:
         named = [(f"{role}_{index}", UNKNOWN_UNIT) for index in range(size)]
