@@ -30,6 +30,10 @@ class PendulumSwingUp(MujocoEnv):
     metadata = {"render_modes": ["rgb_array", "depth_array", "rgbd_tuple"], "render_fps": 20}  # noqa: RUF012 (as Gymnasium has it)
     observation_channels = (("hinge_cosine", "1"), ("hinge_sine", "1"), ("hinge_velocity", "rad/s"))
     """Name and unit of every component of the observation."""
+    observation_state = (("cosine", 0), ("sine", 0), ("velocity", 0))
+    """What every component is of the MuJoCo state: kind and joint."""
+    speed_limit = MAX_SPEED
+    """Joint speeds after a step stay within it, in rad/s."""
 
     def __init__(self, render_mode: str | None = None) -> None:
         size = len(self.observation_channels)
