@@ -1,9 +1,10 @@
 """The Sobolev Bellman target: samples of [y; dy/da (; dy/ds)] through the world model, and their truncation."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from dst_core.actor import Actor
 from dst_core.critic import GenerativeCritic
 from dst_core.world_model import StepModel
 
@@ -13,7 +14,7 @@ def sobolev_target(
     action: Tensor,
     *,
     model: StepModel,
-    actor: Actor,
+    actor: Callable[[Tensor], Tensor],
     critic: GenerativeCritic,
     discount: float,
     samples: int,
@@ -32,7 +33,7 @@ def sobolev_target(
         observation: (B, S).
         action: (B, A) in the user's units.
         model: imagines (s', r) and the probability that s' is terminal.
-        actor: the target actor.
+        actor: the target actor, observation (R, S) to action (R, A).
         critic: the target critics, E of them, each with its own draws.
         discount: per step.
         samples: M per transition and target critic.
