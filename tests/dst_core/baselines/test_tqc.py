@@ -65,6 +65,6 @@ def test_samples_have_the_mean_and_roughly_the_spread_of_the_return() -> None:
 @pytest.mark.slow
 def test_samples_have_the_mean_spread_and_gradient_of_the_return() -> None:
     truth, found = exact(), learned(fit(learner, updates=3000))
-    np.testing.assert_allclose(found["mean"], truth["mean"], atol=0.06)
-    np.testing.assert_allclose(found["std"], truth["std"], rtol=0.15, atol=0.02)
+    np.testing.assert_allclose(found["mean"], truth["mean"], atol=0.1)
+    np.testing.assert_allclose(found["std"], truth["std"], rtol=0.15, atol=0.05)
     np.testing.assert_allclose(found["gradient"], truth["gradient"], atol=0.05)
