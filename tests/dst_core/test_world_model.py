@@ -33,6 +33,20 @@ def test_log_likelihood_approaches_that_of_the_true_law_and_stays_below(name: st
 
 
 @every_model
+def test_draws_scatter_about_the_mean_of_their_own_row_as_the_truth_does(name: str) -> None:
+    data = linear_quadratic(4000, 2)
+    s, a = data.observation, data.action
+    with torch.no_grad():
+        draw = fitted_to_linear_quadratic(name).sample(s, a, torch.Generator().manual_seed(3))
+    by_dynamics = (draw.next_observation - 0.9 * s - 0.5 * a)[:, 0]
+    by_reward = draw.reward + (s**2 + 0.1 * a**2)[:, 0]
+    for noise, std in ((by_dynamics, DYNAMICS_STD), (by_reward, REWARD_STD)):
+        assert float(noise.std()) == pytest.approx(std, rel=0.15)
+        assert abs(float(noise.mean())) < 0.15 * std
+    assert abs(float(torch.corrcoef(torch.stack([by_dynamics, by_reward]))[0, 1])) < 0.1
+
+
+@every_model
 def test_jacobians_are_those_of_the_true_dynamics(name: str) -> None:
     data = linear_quadratic(2000, 2)
     s, a = data.observation.requires_grad_(), data.action.requires_grad_()
@@ -104,8 +118,8 @@ def test_draws_stay_in_the_range_of_the_data_and_finite(name: str) -> None:
         gradient = torch.autograd.grad(draw.next_observation.sum() + draw.reward.sum(), far)[0]
         assert gradient.isfinite().all()
         for drawn, seen in ((draw.next_observation, data.next_observation), (draw.reward, data.reward)):
-            assert float(drawn.max()) <= float(seen.max())
-            assert float(drawn.min()) >= float(seen.min())
+            assert float(drawn.detach().max()) <= float(seen.max())
+            assert float(drawn.detach().min()) >= float(seen.min())
     low, high = model.reward_range
     assert (low, high) == (data.reward.min(), data.reward.max())
 

@@ -16,7 +16,7 @@ MODELS = {
     "ensemble": GaussianEnsemble,
     "flow": NormalisingFlow,
 }
-UPDATES = {"cvae": 700, "ensemble": 300, "flow": 250}
+UPDATES = {"cvae": 700, "ensemble": 300, "flow": 300}
 DYNAMICS_STD, REWARD_STD = 0.3, 0.2  # of the linear-quadratic problem
 
 

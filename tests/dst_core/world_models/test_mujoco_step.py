@@ -208,6 +208,16 @@ def test_rows_are_simulated_once_and_the_memory_is_bounded() -> None:
     env.close()
 
 
+def test_step_of_a_row_in_contact_depends_on_no_row_before_it() -> None:
+    env = make_task("HalfCheetah-v5")
+    data = rollout(env, 40)
+    step = mujoco_step_of(env, remembered=1)
+    forwards = step(data.observation, data.action)
+    backwards = step(data.observation.flip(0), data.action.flip(0)).flip(0)
+    assert torch.equal(forwards, backwards)
+    env.close()
+
+
 def test_taking_the_step_leaves_the_environment_as_it_is() -> None:
     def episode(take: bool) -> np.ndarray:
         env = make_task("Hopper-v5")
