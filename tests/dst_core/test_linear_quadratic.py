@@ -80,7 +80,7 @@ def fitted_critic(
     generator = torch.Generator().manual_seed(1)
     observation, action = scales(data)
     critic = CRITICS[choice.critic_noise](
-        observation=observation, action=action, hidden=64, noise_size=8, members=members
+        observation=observation, action=action, hidden=64, noise_size=4, members=members
     )
     critic.return_scale.fill_(5.0)
     learner = CriticLearner(
@@ -94,7 +94,7 @@ def fitted_critic(
         bandwidth=100.0,
         estimator=choice.estimator,
         gradient_weight=1.0,
-        polyak=min(5.0 / ((1 - problem.discount) * updates) + 0.02, 1.0),
+        polyak=0.05,
         learning_rate=1e-2,
         max_gradient_norm=10.0,
     )
@@ -205,7 +205,7 @@ def test_every_choice_learns_the_joint_law(
     problem = PROBLEMS[name]
     choice = Choice(sobolev=sobolev, distance=distance, critic_noise=critic_noise)
     simulator = TrueSimulator(problem)
-    critic = fitted_critic(problem, transitions(problem), simulator, choice, updates=5000, batch=256, samples=10)
+    critic = fitted_critic(problem, transitions(problem), simulator, choice, updates=5000, batch=128, samples=10)
     wrong = deviations(critic, name, blocks=BLOCKS[sobolev], **STRICT)
     assert not wrong, "\n".join(wrong)
 
@@ -217,6 +217,6 @@ def test_critic_learns_the_joint_law_through_the_fitted_vae(name: str) -> None:
     problem = PROBLEMS[name]
     data = transitions(problem)
     model = fitted_vae(data, updates=5000)
-    critic = fitted_critic(problem, data, model, Choice(), updates=5000, batch=256, samples=10)
+    critic = fitted_critic(problem, data, model, Choice(), updates=5000, batch=128, samples=10)
     wrong = deviations(critic, name, blocks=("action",), **STRICT)
     assert not wrong, "\n".join(wrong)
