@@ -11,7 +11,7 @@ import tyro
 from dst_core.agent_config import AgentConfig, require
 
 MAX_SEED = 1999
-OF_THE_CALL = ("out", "resume", "device")
+OF_THE_CALL = ("out", "resume", "device", "video")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,27 +25,31 @@ class TrainConfig:
     seed: int = 0
     """Seed of everything random, 0 to 1999; evaluation uses seeds that training never does."""
     out: Path = Path("runs/latest")
-    """Directory of the run: configuration, checkpoint, TensorBoard logs, evaluations."""
+    """Directory of the run: configuration, checkpoint, metrics.jsonl, TensorBoard logs, videos."""
     perturb: tuple[str, ...] = ()
-    """Noise put on the task, as name=scale: actuation, observation, dynamics."""
+    """What disturbs the task, as name=scale in any order (the paper compares methods where dynamics are noisy): actuation (noise, of half
+    the action range), observation (noise, relative), dynamics (kicks, m/s and rad/s), friction, mass, gravity (a factor within
+    1 +- scale per episode), dropout (probability per sensor and tick), delay (whole control periods)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks live; auto takes CUDA where there is one."""
     resume: bool = False
-    """Continue the run in --out; every other choice but --steps and --device must be as it was."""
+    """Continue the run in --out; every other choice but --steps, --device and --video must be as it was."""
+    video: bool = False
+    """Film the first episode of every evaluation: videos/step-N.mp4 in --out."""
     warmup_steps: int = 1000
-    """First steps with uniformly random actions and no updates."""
+    """First steps with uniformly random actions and no updates (TD3; 1000 to 5000 are usual)."""
     updates_per_step: int = 1
     """Updates per environment step (the paper uses 10, a CPU affords 1)."""
     batch: int = 256
-    """Transitions per update."""
+    """Transitions per update (TD3, TQC)."""
     replay: int = 1_000_000
-    """Transitions kept; the oldest are overwritten."""
+    """Transitions kept; the oldest are overwritten (TD3, TQC)."""
     exploration: float = 0.1
-    """Standard deviation of exploration noise, in half action ranges."""
+    """Standard deviation of exploration noise, in half action ranges (TD3, and the paper)."""
     evaluate_every: int = 2000
     """Steps between evaluations."""
     evaluation_episodes: int = 10
-    """Episodes per evaluation, without exploration noise, on held-out seeds."""
+    """Episodes per evaluation, without exploration noise, on seeds that training never uses."""
     checkpoint_every: int = 5000
     """Steps between checkpoints; Ctrl-C saves one too."""
     forecast_updates: int = 2000
@@ -95,7 +99,7 @@ class TrainConfig:
             ) from error
 
     def to_json(self) -> dict[str, object]:
-        """The resolved configuration, fit for JSON; `out`, `resume` and `device` are of the call, not of the run."""
+        """The resolved configuration, fit for JSON; without what is of the call and not of the run."""
         plain = dataclasses.asdict(self)
         for name in OF_THE_CALL:
             del plain[name]

@@ -2,7 +2,9 @@
 
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -10,7 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sim_bridge.tasks import make_task
+from dst_core.video import Video
+from sim_bridge.tasks import describe_task, make_task
 
 FIRST_EVALUATION_SEED = 2_000_000_000
 Environment = gymnasium.Env[Any, Any]
@@ -18,19 +21,39 @@ Policy = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trajectory:
+    """One whole episode of T steps."""
+
+    observations: NDArray[np.float32]
+    """(T + 1, S), the last one included"""
+    actions: NDArray[np.float32]
+    """(T + 1, A); the last one is what the policy would have done"""
+    rewards: tuple[float, ...]
+    """T"""
+    terminated: bool
+    """Whether a terminal state ended it; otherwise a time limit did"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Undiscounted returns of whole episodes, in units of reward."""
+    """Whole episodes, one per seed."""
 
     seeds: tuple[int, ...]
-    returns: tuple[float, ...]
+    trajectories: tuple[Trajectory, ...]
+
+    @property
+    def returns(self) -> tuple[float, ...]:
+        """Undiscounted return of every episode, in units of reward."""
+        return tuple(sum(trajectory.rewards) for trajectory in self.trajectories)
 
     def summary(self) -> dict[str, float]:
-        """Mean, standard deviation, median and worst return."""
+        """Mean, standard deviation, median and worst return, and the mean number of steps."""
         return {
             "return_mean": statistics.fmean(self.returns),
             "return_std": statistics.pstdev(self.returns),
             "return_median": statistics.median(self.returns),
             "return_min": min(self.returns),
+            "length_mean": statistics.fmean(len(trajectory.rewards) for trajectory in self.trajectories),
         }
 
 
@@ -39,7 +62,9 @@ def evaluation_seeds(episodes: int) -> tuple[int, ...]:
     return tuple(range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + episodes))
 
 
-def evaluate(policy: Policy, *, environment: str, perturbations: Sequence[str], seeds: Sequence[int]) -> Evaluation:
+def evaluate(
+    policy: Policy, *, environment: str, perturbations: Sequence[str], seeds: Sequence[int], video: Path | None = None
+) -> Evaluation:
     """Run one episode per seed.
 
     Args:
@@ -47,22 +72,42 @@ def evaluate(policy: Policy, *, environment: str, perturbations: Sequence[str], 
         environment: Gymnasium id.
         perturbations: as in training.
         seeds: of the episodes.
+        video: MP4 file for the first episode; `require_rendering` says beforehand whether it can be.
     """
-    env = make_task(environment, perturbations=perturbations)
-    try:
-        return Evaluation(seeds=tuple(seeds), returns=tuple(_episode_return(env, policy, seed) for seed in seeds))
-    finally:
-        env.close()
+    with ExitStack() as stack:
+        env = make_task(environment, perturbations=perturbations, render_mode="rgb_array" if video else None)
+        stack.callback(env.close)
+        trajectories = []
+        for index, seed in enumerate(seeds):
+            if video is None or index > 0:
+                trajectories.append(_episode(env, policy, seed))
+            else:
+                with Video(video, period_s=describe_task(env).control_period_s) as film:
+                    trajectories.append(_episode(env, policy, seed, film))
+    return Evaluation(seeds=tuple(seeds), trajectories=tuple(trajectories))
 
 
-def _episode_return(env: Environment, policy: Policy, seed: int) -> float:
+def _episode(env: Environment, policy: Policy, seed: int, film: Video | None = None) -> Trajectory:
     observation, _ = env.reset(seed=seed)
-    total, over = 0.0, False
+    observations, actions, rewards = [observation.astype(np.float32)], [], []
+    terminated = over = False
     while not over:
-        observation, reward, terminated, truncated, _ = env.step(policy(observation.astype(np.float32)))
-        total += float(reward)
+        if film is not None:
+            film.write(env.render())
+        actions.append(policy(observations[-1]))
+        observation, reward, terminated, truncated, _ = env.step(actions[-1])
+        observations.append(observation.astype(np.float32))
+        rewards.append(float(reward))
         over = terminated or truncated
-    return total
+    if film is not None:
+        film.write(env.render())
+    actions.append(policy(observations[-1]))
+    return Trajectory(
+        observations=np.stack(observations),
+        actions=np.stack(actions),
+        rewards=tuple(rewards),
+        terminated=bool(terminated),
+    )
 
 
 def torch_policy(act: Callable[[torch.Tensor], torch.Tensor], device: torch.device) -> Policy:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dst_core.config import TrainConfig
+from dst_core.critic_bias import CriticBias
 from dst_core.evaluate import Evaluation
 
 
@@ -20,7 +21,7 @@ class TrainingProgress:
         self.updates = 0
         self._since = time.monotonic()
         self._return = "return -"
-        self._losses = "critic - model -"
+        self._losses = "critic -"
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(),
@@ -55,16 +56,18 @@ class TrainingProgress:
         """Show the return of the latest episode with exploration."""
         self._return = f"return {value:.1f}"
 
-    def losses(self, critic: float, model: float) -> None:
-        """Show the latest losses of critics and world model."""
-        self._losses = f"critic {critic:.4f} model {model:.2f}"
+    def losses(self, critic: float, model: float | None) -> None:
+        """Show the latest losses of critics and of the world model, where there is one."""
+        self._losses = f"critic {critic:.4f}" + ("" if model is None else f" model {model:.2f}")
 
-    def evaluation(self, step: int, result: Evaluation) -> None:
+    def evaluation(self, step: int, result: Evaluation, bias: CriticBias | None) -> None:
         """Leave a line about an evaluation."""
         summary = result.summary()
+        of_critic = "" if bias is None else f", critic's bias {bias.mean:.3g}"
         self.say(
             f"step {step:>7}  evaluation return {summary['return_mean']:.1f} ± {summary['return_std']:.1f} "
-            f"over {len(result.seeds)} episodes (worst {summary['return_min']:.1f}), {self.updates_per_s:.0f} updates/s"
+            f"over {len(result.seeds)} episodes (worst {summary['return_min']:.1f}){of_critic}, "
+            f"{self.updates_per_s:.0f} updates/s"
         )
 
     def say(self, line: str) -> None:

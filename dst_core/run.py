@@ -4,16 +4,18 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dst_core.agent import Agent
+from dst_core.algorithms import generative_critic
 from dst_core.checkpoint import load_checkpoint, load_optimiser, optimiser_tensors, save_checkpoint
 from dst_core.config import TrainConfig
 from dst_core.critic import GenerativeCritic
+from dst_core.episode import Episode
 from dst_core.errors import TrainingError
 from dst_core.replay import Replay
 from sim_bridge.tasks import TaskContract, describe_task, make_task
@@ -40,7 +42,21 @@ def seeded_construction(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-KEPT = ("step", "episodes", "warmup", "evaluations", "forecast", "updates", "exploration", "config", "device")
+KEPT = (
+    "step",
+    "episodes",
+    "warmup",
+    "evaluations",
+    "early_warning",
+    "metrics_size",
+    "forecast",
+    "updates",
+    "exploration",
+    "config",
+    "device",
+)
+Purpose = Literal["evaluation", "forecast"]
+STREAMS: dict[Purpose, int] = {"evaluation": 1, "forecast": 2}
 
 
 @dataclass(kw_only=True)
@@ -57,6 +73,8 @@ class Run:
     """Noise of exploration and warm-up actions."""
     forecast: GenerativeCritic
     """The evaluation critic; meaningful while `progress['forecast']` is true: it was fitted to this very actor."""
+    episode: Episode
+    """The training episode under way."""
     progress: dict[str, Any]
 
     @classmethod
@@ -68,19 +86,12 @@ class Run:
         """
         env = make_task(config.env, perturbations=config.perturb)
         contract = describe_task(env)
-        env.close()
         low = torch.tensor([channel.low for channel in contract.action], device=device)
         high = torch.tensor([channel.high for channel in contract.action], device=device)
         observation_size = len(contract.observation)
-        with seeded_construction(config.seed, device):
-            agent = Agent(config.agent, action_low=low, action_high=high, observation_size=observation_size)
-            forecast = GenerativeCritic(
-                observation=agent.observation,
-                action=agent.action,
-                hidden=config.agent.hidden,
-                noise_size=config.agent.noise_size,
-                members=agent.critics.critic.members,
-            )
+        with seeded_construction(config.seed, device), contextlib.closing(env):
+            agent = Agent(config.agent, action_low=low, action_high=high, observation_size=observation_size, env=env)
+            forecast = generative_critic(config.agent, observation=agent.observation, action=agent.action)
         return cls(
             config=config,
             contract=contract,
@@ -94,20 +105,35 @@ class Run:
             generator=torch.Generator(device).manual_seed(config.seed),
             exploration=np.random.default_rng([config.seed, 1]),
             forecast=forecast,
+            episode=Episode(),
             progress={
                 "step": 0,
                 "episodes": 0,
                 "warmup": {"rewards": [], "ends": []},
                 "evaluations": [],
+                "early_warning": {},
+                "metrics_size": 0,
                 "forecast": False,
             },
         )
 
     @property
-    def finite(self) -> bool:
-        """Whether every parameter of agent and evaluation critic is a finite number."""
-        parameters = [*self.agent.parameters(), *self.forecast.parameters()]
-        return all(bool(parameter.isfinite().all()) for parameter in parameters)
+    def not_finite(self) -> tuple[str, ...]:
+        """Names of the parameters of agent and evaluation critic that hold a number that is not finite."""
+        parameters = [
+            *self.agent.named_parameters(),
+            *((f"forecast.{name}", parameter) for name, parameter in self.forecast.named_parameters()),
+        ]
+        return tuple(name for name, parameter in parameters if not parameter.isfinite().all())
+
+    def noise(self, purpose: Purpose) -> torch.Generator:
+        """Noise of one purpose at this step: drawing it leaves the run's own as it was, and it can be drawn again.
+
+        Returns:
+            A generator on the training device that depends on seed, step and purpose alone.
+        """
+        entropy = [self.config.seed, self.progress["step"]]
+        return _generator(self.replay.device, np.random.SeedSequence(entropy, spawn_key=(STREAMS[purpose],)))
 
     def save(self, directory: Path) -> None:
         """Write the checkpoint.
@@ -118,8 +144,9 @@ class Run:
         tensors = {f"agent.{name}": value for name, value in self.agent.state_dict().items()}
         tensors |= {f"forecast.{name}": value for name, value in self.forecast.state_dict().items()}
         tensors |= {f"replay.{name}": value for name, value in self.replay.state().items()}
-        for name, optimiser in self._optimisers().items():
-            tensors |= optimiser_tensors(optimiser, name)
+        tensors |= {f"episode.{name}": value for name, value in self.episode.state().items()}
+        for name, optimiser in self.agent.optimisers.items():
+            tensors |= optimiser_tensors(optimiser, f"optimiser.{name}")
         tensors["generator"] = self.generator.get_state()
         progress = {
             **self.progress,
@@ -133,6 +160,7 @@ class Run:
     def restore(self, directory: Path) -> None:
         """Take over a checkpoint of the same task and configuration, be it of another device.
 
+        The episode under way has to be reached again in the task (`Episode.reach_again`).
         Noise goes on where it was on the device it was drawn on; on another it starts anew from the seed and the number of updates.
 
         Raises:
@@ -150,27 +178,25 @@ class Run:
             self.agent.load_state_dict(_below(tensors, "agent"))
             self.forecast.load_state_dict(_below(tensors, "forecast"))
             self.replay.load_state(_below(tensors, "replay"))
-            for name, optimiser in self._optimisers().items():
-                load_optimiser(optimiser, name, tensors)
+            self.episode.load_state(_below(tensors, "episode"))
+            for name, optimiser in self.agent.optimisers.items():
+                load_optimiser(optimiser, f"optimiser.{name}", tensors)
             self.agent.updates = progress.pop("updates")
             self.exploration.bit_generator.state = progress.pop("exploration")
             if progress.pop("device") == device.type:
                 self.generator.set_state(tensors["generator"].cpu())
             else:
                 entropy = np.random.SeedSequence([self.config.seed, self.agent.updates])
-                self.generator.manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
+                self.generator = _generator(device, entropy)
         except (RuntimeError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(
                 f"the checkpoint in {directory} does not fit this task: {error}; train again into another --out"
             ) from error
         self.progress = progress
 
-    def _optimisers(self) -> dict[str, torch.optim.Optimizer]:
-        return {
-            "optimiser.actor": self.agent.actor_optimiser,
-            "optimiser.model": self.agent.model_optimiser,
-            "optimiser.critic": self.agent.critics.optimiser,
-        }
+
+def _generator(device: torch.device, entropy: np.random.SeedSequence) -> torch.Generator:
+    return torch.Generator(device).manual_seed(int(entropy.generate_state(1, np.uint64)[0]))
 
 
 def _below(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -131,7 +131,8 @@ def test_policy_of_the_demo_is_clearly_better_than_the_untrained_one(seed: int, 
     task = ["--env", demo.ENVIRONMENT, *demo.NOISE, *demo.TRAINING]
     out = tmp_path / "run"
     subprocess.run([sys.executable, "-m", "dst_core.train", *task, "--seed", str(seed), "--out", str(out)], check=True)
-    evaluations = json.loads((out / "evaluations.json").read_text())
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    evaluations = [line for line in lines if line["kind"] == "evaluation"]
     untrained, trained = evaluations[0], evaluations[-1]
     assert trained["return_mean"] > untrained["return_mean"] / 4
     assert trained["return_min"] > untrained["return_mean"] + 2 * untrained["return_std"]

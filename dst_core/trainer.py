@@ -1,0 +1,246 @@
+"""The loop of a training run: a step of the task, the updates it pays for, and what falls due after it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dst_core.critic_bias import critic_bias
+from dst_core.early_warning import EarlyWarning
+from dst_core.episode import Environment, NotDeterministicError, Step, episode_seed
+from dst_core.errors import DivergedError
+from dst_core.evaluate import evaluate, evaluation_seeds, torch_policy
+from dst_core.forecast import Forecast
+from dst_core.interruption import Interruption
+from dst_core.metrics import Metrics
+from dst_core.model_quality import held_out, model_quality
+from dst_core.progress import TrainingProgress
+from dst_core.run import Run
+from dst_core.world_model import LearnedModel, StepModel, Transition
+from sim_bridge.tasks import make_task
+
+VIDEOS_DIRECTORY = "videos"
+CURE = "lower --agent.learning-rate or look at the task's rewards and observations"
+LOG_EVERY_UPDATES = 100
+OUT_OF_RANGE = "returns_out_of_range"
+
+
+class Trainer:
+    """Steps the task, updates the agent, and keeps the run on disk.
+
+    Args:
+        run: where to go on from.
+        out: directory of the run.
+        interruption: whether to stop.
+        progress: for people.
+        metrics: for programs.
+        truth: the task's known step, where there is one, for the world model to be judged by.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        out: Path,
+        *,
+        interruption: Interruption,
+        progress: TrainingProgress,
+        metrics: Metrics,
+        truth: StepModel | None = None,
+    ) -> None:
+        self.run = run
+        self.out = out
+        self.interruption = interruption
+        self.progress = progress
+        self.metrics = metrics
+        self.truth = truth
+        self.early_warning = EarlyWarning(run.progress["early_warning"])
+        self.saved_step: int = run.progress["step"]
+
+    def train(self) -> None:
+        """Run to the last step or until interrupted, and write the checkpoint.
+
+        Raises:
+            DivergedError: if a number is no longer finite; the last good checkpoint stays.
+            TrainingError: if a checkpoint cannot be written; the last one stays.
+        """
+        config, progress = self.run.config, self.run.progress
+        env = make_task(config.env, perturbations=config.perturb)
+        try:
+            if self.run.episode.under_way:
+                self._reach_episode_again(env)
+            if not progress["evaluations"]:
+                self._evaluate()
+            while progress["step"] < config.steps and not self.interruption:
+                self._step(env)
+            if not self.interruption:
+                if progress["evaluations"][-1]["step"] < progress["step"]:
+                    self._evaluate()
+                self._fit_forecast()
+        finally:
+            env.close()
+        self._save()
+
+    def _reach_episode_again(self, env: Environment) -> None:
+        try:
+            self.run.episode.reach_again(env, self._episode_seed())
+        except NotDeterministicError as error:
+            self._warn(str(error))
+
+    def _episode_seed(self) -> int:
+        return episode_seed(self.run.config.seed, self.run.progress["episodes"])
+
+    def _warn(self, message: str) -> None:
+        self.progress.say(f"warning: {message}")
+        self.metrics.write("warning", self.run.progress["step"], message=message)
+
+    def _save(self) -> None:
+        self._require_finite_parameters()
+        self.run.progress["early_warning"] = self.early_warning.state()
+        self.run.progress["metrics_size"] = self.metrics.size
+        self.run.save(self.out)
+        self.saved_step = self.run.progress["step"]
+
+    def _require_finite_parameters(self) -> None:
+        if wrong := self.run.not_finite:
+            which = f"{wrong[0]} and {len(wrong) - 1} more parameters are" if len(wrong) > 1 else f"{wrong[0]} is"
+            raise DivergedError(f"{which} not finite {self._when()}; {CURE}")
+
+    def _when(self) -> str:
+        return f"at step {self.run.progress['step']}, update {self.run.agent.updates}"
+
+    def _step(self, env: Environment) -> None:
+        """One step of the task, and what falls due after it."""
+        config, progress, episode = self.run.config, self.run.progress, self.run.episode
+        if not episode.under_way:
+            episode.begin(env, self._episode_seed())
+        step = episode.step(env, self._explore(episode.observation))
+        progress["step"] += 1
+        progress["forecast"] = False
+        transition = self._transition(step)
+        self.run.replay.add(transition)
+        self.run.agent.observe(transition)
+        if progress["step"] <= config.warmup_steps:
+            self._warm_up(step)
+        elif len(self.run.replay) >= config.batch:
+            self._update()
+        if step.over:
+            self.progress.episode_return(episode.reward_sum)
+            self.metrics.write("episode", progress["step"], **{"return": episode.reward_sum, "length": episode.length})
+            progress["episodes"] += 1
+            episode.end()
+        self.progress.step(progress["step"])
+        if progress["step"] % config.evaluate_every == 0:
+            self._evaluate()
+        if progress["step"] % config.checkpoint_every == 0:
+            self._save()
+
+    def _explore(self, observation: NDArray[np.floating]) -> NDArray[np.float32]:
+        config = self.run.config
+        low = np.array([channel.low for channel in self.run.contract.action], np.float32)
+        high = np.array([channel.high for channel in self.run.contract.action], np.float32)
+        if self.run.progress["step"] < config.warmup_steps:
+            return self.run.exploration.uniform(low, high).astype(np.float32)
+        action = torch_policy(self.run.agent.act, self.run.replay.device)(observation.astype(np.float32))
+        noise = config.exploration * (high - low) / 2 * self.run.exploration.standard_normal(len(low))
+        return np.clip(action + noise, low, high).astype(np.float32)
+
+    def _transition(self, step: Step) -> Transition:
+        rows: dict[str, Any] = {
+            "observation": step.observation,
+            "action": step.action,
+            "reward": step.reward,
+            "next observation": step.following,
+        }
+        for name, row in rows.items():
+            if not np.isfinite(row).all():
+                raise DivergedError(
+                    f"the task's {name} is not finite {self._when()}: {row}; look at the task, or limit its actions"
+                )
+        values = (*rows.values(), float(step.terminated))
+        return Transition(
+            *(torch.as_tensor(value, dtype=torch.float32, device=self.run.replay.device)[None] for value in values)
+        )
+
+    def _warm_up(self, step: Step) -> None:
+        """Collect rewards; at the end of the warm-up the spread of their discounted sums becomes the critics' output scale."""
+        config, kept = self.run.config, self.run.progress["warmup"]
+        kept["rewards"].append(step.reward)
+        kept["ends"].append(step.over)
+        if self.run.progress["step"] < config.warmup_steps:
+            return
+        running, returns = 0.0, []
+        for reward, end in zip(reversed(kept["rewards"]), reversed(kept["ends"]), strict=True):
+            running = reward + (0.0 if end else config.agent.discount * running)
+            returns.append(running)
+        scale = float(np.sqrt(np.mean(np.square(returns))))
+        self.run.agent.critics.critic.return_scale.fill_(max(scale, 1e-3))
+        kept["rewards"], kept["ends"] = [], []
+
+    def _update(self) -> None:
+        agent, config = self.run.agent, self.run.config
+        for _ in range(config.updates_per_step):
+            info = agent.update(self.run.replay.sample(config.batch, self.run.generator), self.run.generator)
+            self.progress.updates += 1
+            wrong = [name for name, value in info.items() if not torch.isfinite(value)]
+            if wrong:
+                raise DivergedError(f"{', '.join(wrong)} is not finite {self._when()}; {CURE}")
+            if OUT_OF_RANGE in info and (early := self.early_warning.update(float(info[OUT_OF_RANGE]))):
+                self._warn(early)
+            if agent.updates % LOG_EVERY_UPDATES == 0:
+                self._require_finite_parameters()
+                self._log_update(info)
+
+    def _log_update(self, info: dict[str, Tensor]) -> None:
+        values = {name: float(value) for name, value in info.items()}
+        self.progress.losses(values["critic_loss"], values.get("model_loss"))
+        self.metrics.write(
+            "update",
+            self.run.progress["step"],
+            **values,
+            updates=self.run.agent.updates,
+            updates_per_s=round(self.progress.updates_per_s, 1),
+        )
+
+    def _evaluate(self) -> None:
+        """Episodes on held-out seeds, and how far critics and world model agree with them; draws nothing from the run's noise."""
+        config, agent, step = self.run.config, self.run.agent, self.run.progress["step"]
+        result = evaluate(
+            torch_policy(agent.act, self.run.replay.device),
+            environment=config.env,
+            perturbations=config.perturb,
+            seeds=evaluation_seeds(config.evaluation_episodes),
+            video=self.out / VIDEOS_DIRECTORY / f"step-{step}.mp4" if config.video else None,
+        )
+        if not np.isfinite(result.returns).all():
+            raise DivergedError(f"the evaluation {self._when()} gave the returns {result.returns}; {CURE}")
+        noise = self.run.noise("evaluation")
+        bias = critic_bias(
+            result.trajectories, returns=agent.critics.returns, discount=config.agent.discount, generator=noise
+        )
+        values = result.summary()
+        if bias is not None:
+            values |= {"critic_bias": bias.mean, "critic_bias_std": bias.std}
+        if agent.critics.uses_model and isinstance(agent.model, LearnedModel):
+            transition = held_out(result.trajectories, self.run.replay.device)
+            values |= model_quality(agent.model, transition, generator=noise, truth=self.truth)
+        self.run.progress["evaluations"].append({"step": step, **values, "returns": list(result.returns)})
+        self.metrics.write("evaluation", step, **values, returns=result.returns)
+        self.progress.evaluation(step, result, bias)
+
+    def _fit_forecast(self) -> None:
+        """Fit the evaluation critic to the finished actor, the law that is exported; an interrupted fit begins anew."""
+        run = self.run
+        if run.progress["forecast"]:
+            return
+        updates, noise = run.config.forecast_updates, run.noise("forecast")
+        forecast = Forecast(run.agent.critics.critic, config=run.config.agent, updates=updates)
+        for _ in self.progress.track_forecast(updates):
+            if self.interruption:
+                return
+            transition = run.replay.sample(run.config.batch, noise)
+            forecast.step(transition, model=run.agent.model, actor=run.agent.actor, generator=noise)
+        run.forecast.load_state_dict(forecast.critic.state_dict())
+        run.progress["forecast"] = True

@@ -1,0 +1,87 @@
+"""Presets: defaults of a task that every flag overrides."""
+
+import importlib.util
+from pathlib import Path
+
+import gymnasium
+import pytest
+
+from dst_core.agent_config import AgentConfig
+from dst_core.config import TrainConfig
+from dst_core.presets import PRESETS, choices_of_preset, preset_of
+from dst_core.train import DESCRIPTION, parse_arguments
+from sim_bridge.tasks.perturbations import PERTURBATIONS
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("env", "share"),
+    [
+        ("Hopper-v5", 0.20),
+        ("Hopper-v4", 0.20),
+        ("HalfCheetah-v5", 0.0),
+        ("Walker2d-v5", 0.08),
+        ("Ant-v5", 0.08),
+        ("Humanoid-v5", 0.08),
+        ("Swimmer-v5", 0.10),
+        ("HumanoidStandup-v5", 0.10),
+    ],
+)
+def test_truncation_is_the_paper_s(env: str, share: float) -> None:
+    assert parse_arguments(["--env", env]).agent.truncate == share
+    assert parse_arguments([f"--env={env}"]).agent.truncate == share
+
+
+def test_flags_override_the_preset_wherever_they_stand() -> None:
+    config = parse_arguments(["--agent.truncate", "0.3", "--env", "Hopper-v5", "--steps", "5000"])
+    assert (config.agent.truncate, config.steps) == (0.3, 5000)
+    assert choices_of_preset(config) == {}
+    swing_up = parse_arguments(["--env", "PendulumSwingUp-v0", "--batch", "64"])
+    assert swing_up.batch == 64
+    assert swing_up.agent == preset_of("PendulumSwingUp-v0").agent
+    told = choices_of_preset(swing_up)
+    assert "--batch" not in told
+    assert told["--agent.polyak"] == swing_up.agent.polyak
+
+
+def test_configuration_built_in_python_keeps_the_plain_defaults() -> None:
+    assert TrainConfig(env="Hopper-v5").agent == AgentConfig()
+    assert preset_of("InvertedDoublePendulum-v5") == TrainConfig(env="InvertedDoublePendulum-v5")
+    assert choices_of_preset(TrainConfig(env="InvertedDoublePendulum-v5")) == {}
+
+
+def test_every_preset_is_of_a_task_that_exists_and_changes_something() -> None:
+    for name, preset in PRESETS.items():
+        assert preset.env.rpartition("-v")[0] == name
+        assert preset.env in gymnasium.registry
+        assert choices_of_preset(preset), name
+
+
+def test_demo_trains_with_the_preset_of_its_task() -> None:
+    specification = importlib.util.spec_from_file_location("demo", ROOT / "deploy" / "demo.py")
+    assert specification is not None
+    assert specification.loader is not None
+    demo = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(demo)
+    assert parse_arguments(["--env", demo.ENVIRONMENT, *demo.TRAINING]) == preset_of(demo.ENVIRONMENT)
+
+
+def test_help_shows_the_defaults_of_the_task_and_explains_every_choice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def shown(*arguments: str) -> str:
+        with pytest.raises(SystemExit):
+            parse_arguments([*arguments, "--help"])
+        return capsys.readouterr().out
+
+    hopper, plain = shown("--env", "Hopper-v5"), shown()
+    assert "(default: 0.2)" in hopper
+    assert "(default: Hopper-v5)" in hopper
+    assert "(default: 0.1)" in plain
+    assert "(required)" in plain
+    for name in (*PRESETS, *PERTURBATIONS, "examples:", "--resume", "arXiv 2601.20071"):
+        assert name in plain
+        assert name in DESCRIPTION
