@@ -76,9 +76,8 @@ def train(config: TrainConfig) -> int:
         if interruption:
             progress.say(f"stopped at step {run.progress['step']} and saved; the same command with --resume goes on")
             return interruption.exit_code
-        progress.say(
-            f"finished {run.progress['step']} steps in {time.monotonic() - began:.0f} s; export with dst-export {config.out}"
-        )
+        export = f"; export with dst-export {config.out}" if run.progress["forecast"] else ""
+        progress.say(f"finished {run.progress['step']} steps in {time.monotonic() - began:.0f} s{export}")
     return 0
 
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dst_core.critic_bias import critic_bias
+from dst_core.critic_learner import CriticLearner
 from dst_core.early_warning import EarlyWarning
 from dst_core.episode import Environment, NotDeterministicError, Step, episode_seed
 from dst_core.errors import DivergedError
@@ -231,12 +232,15 @@ class Trainer:
         self.progress.evaluation(step, result, bias)
 
     def _fit_forecast(self) -> None:
-        """Fit the evaluation critic to the finished actor, the law that is exported; an interrupted fit begins anew."""
-        run = self.run
-        if run.progress["forecast"]:
+        """Fit the evaluation critic to the finished actor, the law that is exported; an interrupted fit begins anew.
+
+        Other algorithms than DST learn no such law: their runs end here and are not exported.
+        """
+        run, learner = self.run, self.run.agent.critics
+        if run.progress["forecast"] or not isinstance(learner, CriticLearner):
             return
         updates, noise = run.config.forecast_updates, run.noise("forecast")
-        forecast = Forecast(run.agent.critics.critic, config=run.config.agent, updates=updates)
+        forecast = Forecast(learner.critic, config=run.config.agent, updates=updates)
         for _ in self.progress.track_forecast(updates):
             if self.interruption:
                 return
