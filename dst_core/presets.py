@@ -10,6 +10,10 @@ from collections.abc import Sequence
 from dst_core.agent_config import AgentConfig
 from dst_core.config import TrainConfig
 
+SWING_UP = AgentConfig(
+    hidden=64, samples=6, learning_rate=1e-3, polyak=0.02, discount=0.98, truncate=0.0, gradient_weight=0.1
+)
+
 PRESETS: dict[str, TrainConfig] = {
     # Shares of truncation: the paper (arXiv 2601.20071); every other task has 0.10.
     "Hopper": TrainConfig(env="Hopper-v5", agent=AgentConfig(truncate=0.20)),
@@ -17,7 +21,7 @@ PRESETS: dict[str, TrainConfig] = {
     "Walker2d": TrainConfig(env="Walker2d-v5", agent=AgentConfig(truncate=0.08)),
     "Ant": TrainConfig(env="Ant-v5", agent=AgentConfig(truncate=0.08)),
     "Humanoid": TrainConfig(env="Humanoid-v5", agent=AgentConfig(truncate=0.08)),
-    # Small tasks, tuned for one CPU thread.
+    # Small tasks, tuned with dst for one CPU thread.
     "PendulumSwingUp": TrainConfig(
         env="PendulumSwingUp-v0",
         steps=4000,
@@ -25,15 +29,23 @@ PRESETS: dict[str, TrainConfig] = {
         batch=128,
         evaluate_every=500,
         forecast_updates=1500,
-        agent=AgentConfig(
-            hidden=64,
-            samples=6,
-            learning_rate=1e-3,
-            polyak=0.02,
-            discount=0.98,
-            truncate=0.0,
-            gradient_weight=0.1,
-        ),
+        agent=SWING_UP,
+    ),
+    "Pendulum": TrainConfig(
+        env="Pendulum-v1",
+        steps=10_000,
+        warmup_steps=500,
+        batch=128,
+        evaluate_every=500,
+        forecast_updates=1500,
+        agent=SWING_UP,
+    ),
+    "InvertedPendulum": TrainConfig(
+        env="InvertedPendulum-v5",
+        steps=20_000,
+        batch=128,
+        evaluate_every=1000,
+        agent=AgentConfig(hidden=64, samples=6, learning_rate=1e-3, polyak=0.01, gradient_weight=0.1),
     ),
 }
 
