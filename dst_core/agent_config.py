@@ -25,14 +25,14 @@ class AgentConfig:
     """The agent. Values follow the paper (Debes and Tuytelaars, arXiv 2601.20071), or MAGE and TQC where it is silent."""
 
     algorithm: Algorithm = "dst"
-    """How critics learn: dst (Distributional Sobolev Training), or what it is compared with: td3 (Fujimoto et al. 2018), tqc (Kuznetsov et al.
-    2020), mage (D'Oro and Jaskowski 2020), iqn (Dabney et al. 2018), mmd (generative critic without gradients or model)."""
+    """How critics learn: dst (Distributional Sobolev Training), or what it is compared with: td3 (Fujimoto et al. 2018), tqc (Kuznetsov et
+    al. 2020), mage (D'Oro and Jaskowski 2020), iqn (Dabney et al. 2018), mmd (generative critic without gradients or model)."""
     discount: float = 0.99
     """Discount factor per step, in (0, 1)."""
     hidden: int = 256
     """Width of both hidden layers of actor, critics and world model (TD3)."""
     critics: int = 2
-    """Critics learned side by side (TD3, DST); TQC's authors use 5."""
+    """Critics learned side by side (2 in TD3 and DST, 5 in TQC); td3 and mage always have 2."""
     samples: int = 10
     """Return samples per state-action pair, predicted (N) and per target critic (M): dst, mmd and iqn."""
     quantiles: int = 25

@@ -125,14 +125,19 @@ def load_run(directory: Path) -> Run:
     """A finished run, on the CPU.
 
     Raises:
-        TrainingError: if there is none, it is damaged, or it was interrupted before its last step was done and its evaluation critic
-            fitted.
+        TrainingError: if there is none, it is damaged, it is of another algorithm than dst, or it was interrupted before its last step was
+            done and its evaluation critic fitted.
     """
     plain = load_config(directory)
     try:
         config = TrainConfig.from_json(plain, out=directory)
     except ValueError as error:
         raise TrainingError(str(error)) from error
+    if config.agent.algorithm != "dst":
+        raise TrainingError(
+            f"the run in {directory} was trained with {config.agent.algorithm}, which learns no law of the return and its gradients "
+            "to serve; train with --agent.algorithm dst to export"
+        )
     run = Run.start(config, torch.device("cpu"))
     run.restore(directory)
     if run.progress["step"] < config.steps or not run.progress["forecast"]:

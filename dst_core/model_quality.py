@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dst_core.evaluate import Trajectory
-from dst_core.world_model import LearnedModel, StepModel, Transition
+from dst_core.world_model import LearnedModel, StepFunction, Transition
 
 DRAWS = 16
 MOST_ROWS = 1024
@@ -30,7 +30,7 @@ def held_out(trajectories: Sequence[Trajectory], device: torch.device) -> Transi
 
 
 def model_quality(
-    model: LearnedModel, transition: Transition, *, generator: torch.Generator, truth: StepModel | None = None
+    model: LearnedModel, transition: Transition, *, generator: torch.Generator, truth: StepFunction | None = None
 ) -> dict[str, float]:
     """Log-likelihood and errors on real transitions.
 
@@ -38,7 +38,7 @@ def model_quality(
         model: to be judged; its predicted mean is that of 16 draws, which adds a sixteenth of its own variance to squared errors.
         transition: held out from training, B rows.
         generator: source of the model's noise; on the model's device.
-        truth: the task's known step, where there is one.
+        truth: the task's own step without noise, where it is known.
 
     Returns:
         `model_log_likelihood`: of (s', r) given (s, a), nats per transition, mean over the rows.
@@ -63,22 +63,31 @@ def model_quality(
     }
     if truth is not None:
         rows = _spaced(transition, MOST_GRADIENT_ROWS)
-        true_jacobian = mean_jacobian(truth, rows, generator)
+        true_jacobian = action_jacobian(truth, rows.observation, rows.action)
         error = mean_jacobian(model, rows, generator) - true_jacobian
         quality["model_gradient_error"] = float(error.norm() / true_jacobian.norm())
     return quality
 
 
-def mean_jacobian(model: StepModel, transition: Transition, generator: torch.Generator) -> Tensor:
+def mean_jacobian(model: LearnedModel, transition: Transition, generator: torch.Generator) -> Tensor:
     """Mean over 16 draws of the next observation's derivative by the action, (B, S, A)."""
-    observation, action = _repeated(transition, DRAWS)
-    action.requires_grad_()
+
+    def drawn(observation: Tensor, action: Tensor) -> Tensor:
+        return model.sample(observation, action, generator).next_observation
+
+    each = action_jacobian(drawn, *_repeated(transition, DRAWS))
+    return each.view(DRAWS, len(transition.reward), *each.shape[1:]).mean(0)
+
+
+def action_jacobian(step: StepFunction, observation: Tensor, action: Tensor) -> Tensor:
+    """Derivative of the next observation by the action, (R, S, A) for (R, S) and (R, A)."""
+    action = action.clone().requires_grad_()
     with torch.enable_grad():
-        following = model.sample(observation, action, generator).next_observation
+        following = step(observation, action)
         rows = [
             torch.autograd.grad(component.sum(), action, retain_graph=True)[0] for component in following.unbind(-1)
         ]
-    return torch.stack(rows, -2).view(DRAWS, len(transition.reward), -1, action.shape[-1]).mean(0)
+    return torch.stack(rows, -2)
 
 
 def _repeated(transition: Transition, times: int) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,8 @@ from dst_core.metrics import Metrics
 from dst_core.model_quality import held_out, model_quality
 from dst_core.progress import TrainingProgress
 from dst_core.run import Run
-from dst_core.world_model import LearnedModel, StepModel, Transition
+from dst_core.world_model import LearnedModel, StepFunction, Transition
+from dst_core.world_models.choice import known_step
 from sim_bridge.tasks import make_task
 
 VIDEOS_DIRECTORY = "videos"
@@ -38,7 +39,6 @@ class Trainer:
         interruption: whether to stop.
         progress: for people.
         metrics: for programs.
-        truth: the task's known step, where there is one, for the world model to be judged by.
     """
 
     def __init__(
@@ -49,14 +49,13 @@ class Trainer:
         interruption: Interruption,
         progress: TrainingProgress,
         metrics: Metrics,
-        truth: StepModel | None = None,
     ) -> None:
         self.run = run
         self.out = out
         self.interruption = interruption
         self.progress = progress
         self.metrics = metrics
-        self.truth = truth
+        self.truth: StepFunction | None = None
         self.early_warning = EarlyWarning(run.progress["early_warning"])
         self.saved_step: int = run.progress["step"]
 
@@ -69,6 +68,7 @@ class Trainer:
         """
         config, progress = self.run.config, self.run.progress
         env = make_task(config.env, perturbations=config.perturb)
+        self.truth = known_step(env)
         try:
             if self.run.episode.under_way:
                 self._reach_episode_again(env)

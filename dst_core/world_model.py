@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from dst_core.networks import ActionScale, Standardiser, mlp
 
-Step = Callable[[Tensor, Tensor], Tensor]
+StepFunction = Callable[[Tensor, Tensor], Tensor]
 """Observation (R, S) and action (R, A) to a first guess of the next observation (R, S), differentiable in both."""
 
 
@@ -53,7 +53,7 @@ class StepModel(Protocol):
         ...
 
 
-def unchanged(observation: Tensor, action: Tensor) -> Tensor:  # noqa: ARG001 (a Step)
+def unchanged(observation: Tensor, action: Tensor) -> Tensor:  # noqa: ARG001 (a StepFunction)
     """The first guess that nothing moves: models then learn the change of the observation."""
     return observation
 
@@ -65,7 +65,9 @@ class LearnedModel(nn.Module, ABC):
     `outcome`, standardised over the data. Arguments and results of the public methods are in the user's units.
     """
 
-    def __init__(self, *, observation: Standardiser, action: ActionScale, hidden: int, base: Step = unchanged) -> None:
+    def __init__(
+        self, *, observation: Standardiser, action: ActionScale, hidden: int, base: StepFunction = unchanged
+    ) -> None:
         super().__init__()
         self.observation = observation
         self.action = action

@@ -2,15 +2,19 @@
 
 from typing import TypedDict
 
+import torch
+
 from dst_core.agent_config import AgentConfig
 from dst_core.networks import ActionScale, Standardiser
-from dst_core.world_model import StepModel
+from dst_core.world_model import StepFunction, StepModel
 from dst_core.world_models.conditional_vae import ConditionalVae
 from dst_core.world_models.gaussian_ensemble import GaussianEnsemble
 from dst_core.world_models.mujoco_step import mujoco_step_of
 from dst_core.world_models.normalising_flow import NormalisingFlow
 from dst_core.world_models.point_mass import simulator_of
+from sim_bridge.tasks import TaskError
 from sim_bridge.tasks.perturbations import Environment
+from sim_bridge.tasks.point_mass import PointMass
 
 
 class Sizes(TypedDict):
@@ -50,3 +54,16 @@ def make_world_model(
             return ConditionalVae(**sizes, latent=config.latent, base=mujoco_step_of(env))
         case "simulator":
             return simulator_of(env)
+
+
+def known_step(env: Environment) -> StepFunction | None:
+    """The task's own step without noise, (R, S) and (R, A) to (R, S), or None where it is not known: what models are judged by."""
+    if isinstance(env.unwrapped, PointMass):
+        simulator = simulator_of(env)
+        return lambda observation, action: (
+            simulator.step(observation, action, torch.zeros_like(observation)).next_observation
+        )
+    try:
+        return mujoco_step_of(env)
+    except TaskError:
+        return None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dst_core.networks import ActionScale, Standardiser, mlp
-from dst_core.world_model import LearnedModel, Step, Transition, unchanged
+from dst_core.world_model import LearnedModel, StepFunction, Transition, unchanged
 from dst_core.world_models.gaussian import LOG_STD_MAX, LOG_STD_MIN, Gaussian
 
 # A decoder that starts sharp has to use the latent; one that starts wide explains modes away as noise.
@@ -29,7 +29,7 @@ class ConditionalVae(LearnedModel):
         action: ActionScale,
         hidden: int,
         latent: int,
-        base: Step = unchanged,
+        base: StepFunction = unchanged,
     ) -> None:
         super().__init__(observation=observation, action=action, hidden=hidden, base=base)
         self.encoder = mlp(self.given_size + self.outcome_size, (hidden, hidden), 2 * latent)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dst_core.networks import ActionScale, EnsembleLinear, Standardiser
-from dst_core.world_model import LearnedModel, Step, Transition, unchanged
+from dst_core.world_model import LearnedModel, StepFunction, Transition, unchanged
 from dst_core.world_models.gaussian import LOG_STD_MAX, LOG_STD_MIN, Gaussian
 
 MEMBERS = 5
@@ -31,7 +31,7 @@ class GaussianEnsemble(LearnedModel):
         action: ActionScale,
         hidden: int,
         members: int = MEMBERS,
-        base: Step = unchanged,
+        base: StepFunction = unchanged,
     ) -> None:
         super().__init__(observation=observation, action=action, hidden=hidden, base=base)
         self.members = members

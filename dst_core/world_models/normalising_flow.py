@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from zuko.transforms import MonotonicRQSTransform
 
 from dst_core.networks import ActionScale, Standardiser
-from dst_core.world_model import LearnedModel, Step, unchanged
+from dst_core.world_model import LearnedModel, StepFunction, unchanged
 
 LAYERS = 3
 BINS = 8
@@ -19,7 +19,9 @@ BINS = 8
 class NormalisingFlow(LearnedModel):
     """Outcomes as a smooth, invertible function of Gaussian noise."""
 
-    def __init__(self, *, observation: Standardiser, action: ActionScale, hidden: int, base: Step = unchanged) -> None:
+    def __init__(
+        self, *, observation: Standardiser, action: ActionScale, hidden: int, base: StepFunction = unchanged
+    ) -> None:
         super().__init__(observation=observation, action=action, hidden=hidden, base=base)
         self.flow = zuko.flows.NICE(
             self.outcome_size,

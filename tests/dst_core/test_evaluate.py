@@ -14,6 +14,7 @@ from dst_core.evaluate import Evaluation, Trajectory, evaluate, evaluation_seeds
 from dst_core.model_quality import held_out, mean_jacobian, model_quality
 from dst_core.networks import ActionScale, Standardiser
 from dst_core.world_model import LearnedModel, ModelDraw, Transition
+from dst_core.world_models.choice import known_step
 from sim_bridge.tasks import make_task
 
 
@@ -163,8 +164,8 @@ def linear_data(rows: int, *, gain: float, noise: float) -> Transition:
 def test_true_model_has_the_errors_of_its_noise_and_the_likelihood_of_its_density() -> None:
     gain, noise, rows = 2.0, 0.5, 20_000
     data = linear_data(rows, gain=gain, noise=noise)
-    truth = LinearGaussian(gain=gain, noise=noise)
-    quality = model_quality(truth, data, generator=generator(), truth=truth)
+    model = LinearGaussian(gain=gain, noise=noise)
+    quality = model_quality(model, data, generator=generator(), truth=lambda state, action: state + gain * action)
     of_16_draws = noise**2 * (1 + 1 / 16)
     std_of_change = (gain**2 / 3 + noise**2) ** 0.5
     entropy = 2 * (0.5 + 0.5 * np.log(2 * np.pi * noise**2))
@@ -176,7 +177,10 @@ def test_true_model_has_the_errors_of_its_noise_and_the_likelihood_of_its_densit
 
 def test_model_that_knows_half_the_gradient_has_half_its_error_and_one_that_knows_none_all_of_it() -> None:
     data = linear_data(100, gain=2.0, noise=0.1)
-    truth = LinearGaussian(gain=2.0, noise=0.1)
+
+    def truth(observation: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        return observation + 2.0 * action
+
     for gain, error in ((1.0, 0.5), (0.0, 1.0), (-2.0, 2.0)):
         quality = model_quality(LinearGaussian(gain=gain, noise=0.1), data, generator=generator(), truth=truth)
         assert quality["model_gradient_error"] == pytest.approx(error)
@@ -236,3 +240,14 @@ def test_held_out_rows_are_the_transitions_of_the_episodes() -> None:
     assert rows.reward.tolist() == [1, 2, 3, 4, 5]
     assert rows.terminated.tolist() == [0, 1, 0, 0, 0]
     assert len(held_out([trajectory([1.0] * 5000, terminated=False)], torch.device("cpu")).reward) == 1024
+
+
+def test_known_step_of_a_task_is_its_own_without_noise() -> None:
+    env = make_task("InvertedPendulum-v5", perturbations=("actuation=0.1",))
+    state, action = torch.zeros(2, 4), torch.tensor([[-1.0], [1.0]])
+    following = known_step(env)(state, action)
+    assert float(following[0, 2]) < 0 < float(following[1, 2])
+    env.close()
+    point = known_step(make_task("PointMass2-v0"))
+    torch.testing.assert_close(point(torch.zeros(1, 2), torch.tensor([[1.0, -0.5]])), torch.tensor([[0.1, -0.05]]))
+    assert known_step(make_task("Pendulum-v1")) is None

@@ -281,3 +281,21 @@ def test_interrupted_export_leaves_nothing_behind(run: Path, tmp_path: Path, num
     assert errors.splitlines()[-1] == "dst-export: interrupted; nothing was exported"
     assert "Traceback" not in errors
     assert list(out.parent.iterdir()) == []
+
+
+def test_run_of_a_method_without_the_law_is_not_exported(tmp_path: Path) -> None:
+    train(
+        TrainConfig(
+            env="InvertedPendulum-v5",
+            steps=60,
+            warmup_steps=40,
+            batch=16,
+            evaluation_episodes=1,
+            device="cpu",
+            agent=AgentConfig(algorithm="td3", hidden=16),
+            out=tmp_path / "run",
+        )
+    )
+    with pytest.raises(TrainingError, match="td3, which learns no law"):
+        export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"))
+    assert not (tmp_path / "bundle").exists()
