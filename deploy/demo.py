@@ -25,22 +25,6 @@ PROJECT = Path(__file__).resolve().parent.parent
 COMMANDS = Path(sys.executable).parent
 ENVIRONMENT = "PendulumSwingUp-v0"
 NOISE = ["--perturb", "actuation=0.1"]
-TRAINING = [
-    *(
-        "--steps",
-        "4000",
-        "--warmup-steps",
-        "500",
-        "--batch",
-        "128",
-        "--evaluate-every",
-        "500",
-        "--forecast-updates",
-        "1500",
-    ),
-    *("--agent.hidden", "64", "--agent.samples", "6", "--agent.learning-rate", "1e-3", "--agent.polyak", "0.02"),
-    *("--agent.discount", "0.98", "--agent.truncate", "0", "--agent.gradient-weight", "0.1"),
-]
 FIRST_DRIVE_SEED = 2_100_000_000
 STOP_TIMEOUT_S = 20
 SAME_REQUEST_S = 1.0
@@ -80,7 +64,7 @@ def _demo(console: Console, children: "Children", *, seed: int, episodes: int) -
     run, bundle = out / "run", out / "bundle"
     first = FIRST_DRIVE_SEED + seed
     console.rule("1  train")
-    children.step(["dst-train", "--env", ENVIRONMENT, *NOISE, *TRAINING, "--seed", str(seed), "--out", str(run)])
+    children.step(["dst-train", "--env", ENVIRONMENT, *NOISE, "--seed", str(seed), "--out", str(run)])
     console.rule("2  export")
     children.step(["dst-export", str(run), "--out", str(bundle), "--name", "pendulum-swing-up"])
     console.rule("3  serve and drive")

@@ -128,7 +128,7 @@ def test_policy_of_the_demo_is_clearly_better_than_the_untrained_one(seed: int, 
     assert specification.loader is not None
     demo = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(demo)
-    task = ["--env", demo.ENVIRONMENT, *demo.NOISE, *demo.TRAINING]
+    task = ["--env", demo.ENVIRONMENT, *demo.NOISE]
     out = tmp_path / "run"
     subprocess.run([sys.executable, "-m", "dst_core.train", *task, "--seed", str(seed), "--out", str(out)], check=True)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -1,6 +1,5 @@
 """Presets: defaults of a task that every flag overrides."""
 
-import importlib.util
 from pathlib import Path
 
 import gymnasium
@@ -56,15 +55,6 @@ def test_every_preset_is_of_a_task_that_exists_and_changes_something() -> None:
         assert preset.env.rpartition("-v")[0] == name
         assert preset.env in gymnasium.registry
         assert choices_of_preset(preset), name
-
-
-def test_demo_trains_with_the_preset_of_its_task() -> None:
-    specification = importlib.util.spec_from_file_location("demo", ROOT / "deploy" / "demo.py")
-    assert specification is not None
-    assert specification.loader is not None
-    demo = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(demo)
-    assert parse_arguments(["--env", demo.ENVIRONMENT, *demo.TRAINING]) == preset_of(demo.ENVIRONMENT)
 
 
 def test_help_shows_the_defaults_of_the_task_and_explains_every_choice(
