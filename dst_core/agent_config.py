@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from dst_core.actor import Risk
 from dst_core.critic import NoiseEntry
@@ -77,6 +77,7 @@ class AgentConfig:
     """Parameter gradients are scaled down to this norm."""
 
     def __post_init__(self) -> None:
+        require_choices(self)
         require("discount", self.discount, "lie in (0, 1)", 0 < self.discount < 1)
         require("truncate", self.truncate, "lie in [0, 1)", 0 <= self.truncate < 1)
         self._require_samples()
@@ -105,21 +106,29 @@ class AgentConfig:
         )
 
     def _require_samples(self) -> None:
-        cross_fitted = self.distance == "max-sliced-mmd" and self.estimator == "unbiased"
-        least = 1 if self.estimator == "biased" else 4 if cross_fitted else 2
-        reason = {
-            1: "to have something to compare",
-            2: "the unbiased estimator leaves pairs of one sample out",
-            4: "the unbiased max-sliced distance splits them into halves of at least 2",
-        }
-        require("samples", self.samples, f"be at least {least}: {reason[least]}", self.samples >= least)
-        pooled = self.critics * (self.quantiles if self.algorithm == "tqc" else self.samples)
+        if self.algorithm in ("td3", "mage"):
+            return
+        name = "quantiles" if self.algorithm == "tqc" else "samples"
+        count = getattr(self, name)
+        least, reason = self._least_samples()
+        require(name, count, f"be at least {least}: {reason}", count >= least)
+        pooled, kept = self.critics * count, least if self.estimator == "unbiased" else 1
         require(
             "truncate",
             self.truncate,
-            f"leave at least {least} of the {pooled} target samples",
-            pooled - int(self.truncate * pooled) >= least,
+            f"leave at least {kept} of the {pooled} target samples",
+            pooled - int(self.truncate * pooled) >= kept,
         )
+
+    def _least_samples(self) -> tuple[int, str]:
+        served = " (so is the evaluation critic fitted)" if self.estimator == "biased" else ""
+        if self.algorithm == "dst" and self.distance == "max-sliced-mmd":
+            return 4, f"the unbiased max-sliced distance{served} splits them into halves of at least 2"
+        if self.algorithm == "dst" or (self.algorithm == "mmd" and self.estimator == "unbiased"):
+            return 2, f"the unbiased estimator{served} leaves pairs of one sample out"
+        if self.risk == "mean-std":
+            return 2, "one has no spread"
+        return 1, "to have something to compare"
 
     @property
     def blocks(self) -> tuple[str, ...]:
@@ -135,3 +144,15 @@ def require(name: str, value: object, requirement: str, holds: bool) -> None:
     """
     if not holds:
         raise ValueError(f"{name} must {requirement}, got {value}")
+
+
+def require_choices(config: object) -> None:
+    """Refuse a configuration with a field that is none of the names its type lists, for instance one read from an edited file.
+
+    Raises:
+        ValueError: naming the field, the names and what came.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        if get_origin(kind) is Literal:
+            value, names = getattr(config, name), get_args(kind)
+            require(name, value, f"be one of {', '.join(names)}", value in names)

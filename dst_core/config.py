@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from dst_core.agent_config import AgentConfig, require
+from dst_core.agent_config import AgentConfig, require, require_choices
 
 MAX_SEED = 1999
 OF_THE_CALL = ("out", "resume", "device", "video")
@@ -58,6 +58,7 @@ class TrainConfig:
     """The method's own choices."""
 
     def __post_init__(self) -> None:
+        require_choices(self)
         require("seed", self.seed, f"lie in 0..{MAX_SEED}", 0 <= self.seed <= MAX_SEED)
         require("exploration", self.exploration, "be finite and not negative", 0 <= self.exploration < math.inf)
         for name in (

@@ -108,4 +108,8 @@ class CriticLearner(nn.Module):
         descend(self.optimiser, loss, max_gradient_norm=self.max_gradient_norm)
         polyak(self.target_critic, self.critic, self.polyak)
         returns = target[..., 0]
-        return {"critic_loss": loss.detach(), "target_mean": returns.mean(), "target_std": returns.std(1).mean()}
+        return {
+            "critic_loss": loss.detach(),
+            "target_mean": returns.mean(),
+            "target_std": returns.std(1, correction=0).mean(),
+        }

@@ -12,8 +12,9 @@ CURE = "lower --agent.learning-rate, or raise --agent.truncate"
 class EarlyWarning:
     """Running mean of the share of return samples out of range, and whether it was warned of.
 
-    The returns of a task lie within [r_min, r_max] / (1 - discount). Targets are clamped there, which keeps a critic that overshoots from
-    running away; a share of its samples beyond 5 % means that the clamp, not the task, decides what is learned.
+    The returns of a task lie within [r_min, r_max] / (1 - discount). Targets of dst and mage are clamped there, which keeps a
+    critic that overshoots from running away; a share of its samples beyond 5 % means that the clamp, not the task, decides what is learned.
+    Nothing holds the targets of the other algorithms: there it means that the critic extrapolates.
 
     Args:
         state: what `state` gave, or an empty dictionary.

@@ -43,6 +43,9 @@ def sobolev_target(
     Returns:
         (B, E * M, D), detached, columns return [reward], action gradient [reward per action unit], state gradient [reward per
         observation unit].
+
+    Raises:
+        ValueError: if the target does not depend on what it is to be differentiated by: the model is not differentiable there.
     """
     members, batch = critic.members, observation.shape[0]
     copies = (members, batch, samples)
@@ -64,10 +67,21 @@ def sobolev_target(
         )
         y = draw.reward + discount * (1 - draw.termination) * future.reshape(-1)
         y = y + (y.clamp(*return_range(model.reward_range, discount)) - y).detach()
-        inputs = [{"action": chosen, "state": state}[block] for block in blocks]
-        gradients = torch.autograd.grad(y.sum(), inputs) if inputs else ()
+        gradients = _gradients(y, {block: {"action": chosen, "state": state}[block] for block in blocks}, model)
     joint = torch.cat([y.unsqueeze(-1), *gradients], -1).detach()
     return joint.view(*copies, -1).transpose(0, 1).flatten(1, 2)
+
+
+def _gradients(y: Tensor, inputs: dict[str, Tensor], model: StepModel) -> list[Tensor]:
+    found = torch.autograd.grad(y.sum(), list(inputs.values()), allow_unused=True) if inputs and y.requires_grad else ()
+    gradients = dict(zip(inputs, found, strict=False))
+    for block in inputs:
+        if gradients.get(block) is None:
+            raise ValueError(
+                f"the {block} gradient of the target needs a world model that is differentiable in the {block}, "
+                f"{type(model).__name__} is not; draw its sample without detaching, or leave the block out"
+            )
+    return list(gradients.values())
 
 
 def return_range(reward_range: tuple[Tensor, Tensor], discount: float) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ SMOOTHING_STD, SMOOTHING_CLIP = 0.2, 0.5  # of the target action's noise, in hal
 class Td3Learner(ReplayLearner[QNetwork]):
     """Twin Q functions towards the lesser of their targets, on real transitions, by squared error.
 
-    Target networks follow at every step, as everywhere in this harness; in the paper every second one.
+    The target twins follow at every step, as all target critics of this harness; in the paper every second one, with the target actor.
     """
 
     def __init__(

@@ -43,8 +43,8 @@ class PointMassSimulator(nn.Module):
     def __init__(self, *, locations: int) -> None:
         super().__init__()
         positions, worths = reward_locations(locations)
-        self.register_buffer("positions", torch.from_numpy(positions))
-        self.register_buffer("worths", torch.from_numpy(worths))
+        self.register_buffer("positions", torch.tensor(positions))
+        self.register_buffer("worths", torch.tensor(worths))
 
     @property
     def reward_range(self) -> tuple[Tensor, Tensor]:

@@ -111,6 +111,25 @@ def test_world_models_that_know_the_task_teach_the_critics(environment: str, wor
     env.close()
 
 
+@pytest.mark.parametrize(
+    "choices",
+    [
+        *({"algorithm": name} for name in ("dst", "td3", "tqc", "mage", "iqn", "mmd")),
+        *({"world_model": name} for name in ("ensemble", "simulator")),
+    ],
+    ids=str,
+)
+def test_every_part_lives_on_the_device_it_is_built_on(choices: dict[str, object]) -> None:
+    env = make_task("PointMass2-v0")
+    with torch.device("meta"):
+        limit = torch.ones(2)
+        agent = Agent(
+            AgentConfig(hidden=8, **choices), action_low=-limit, action_high=limit, observation_size=2, env=env
+        )
+    tensors = [*agent.named_parameters(), *agent.named_buffers()]
+    assert [name for name, tensor in tensors if tensor.device.type != "meta"] == []
+
+
 def test_world_model_that_knows_the_task_is_refused_without_one() -> None:
     for world_model in ("hybrid", "simulator"):
         with pytest.raises(ValueError, match=world_model):

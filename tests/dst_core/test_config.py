@@ -14,9 +14,16 @@ from dst_core.config import TrainConfig
         ({"truncate": -0.1}, "truncate"),
         ({"truncate": 0.95, "samples": 10}, "leave at least 2 of the 20"),
         ({"samples": 1}, "samples must be at least 2"),
-        ({"samples": 0, "estimator": "biased"}, "samples must be at least 1"),
+        ({"samples": 1, "estimator": "biased"}, "samples must be at least 2: .* evaluation critic"),
         ({"samples": 3, "distance": "max-sliced-mmd"}, "samples must be at least 4"),
-        ({"algorithm": "tqc", "critics": 1, "quantiles": 2, "truncate": 0.9}, "leave at least 2 of the 2 target"),
+        ({"samples": 3, "distance": "max-sliced-mmd", "estimator": "biased"}, "at least 4: .* evaluation critic"),
+        ({"algorithm": "mmd", "samples": 1}, "samples must be at least 2"),
+        ({"algorithm": "mmd", "samples": 0, "estimator": "biased"}, "samples must be at least 1"),
+        ({"algorithm": "mmd", "critics": 1, "samples": 2, "truncate": 0.9}, "leave at least 2 of the 2 target"),
+        ({"algorithm": "iqn", "samples": 1, "risk": "mean-std"}, "samples must be at least 2: one has no spread"),
+        ({"algorithm": "tqc", "quantiles": 1, "risk": "mean-std"}, "quantiles must be at least 2"),
+        ({"algorithm": "sac"}, "algorithm must be one of dst, td3, tqc, mage, iqn, mmd, got sac"),
+        ({"distance": "sliced"}, "distance must be one of mmd, max-sliced-mmd, got sliced"),
         ({"algorithm": "mmd", "sobolev": "full"}, "through a differentiable world model"),
         ({"algorithm": "td3", "risk": "cvar"}, "risk must be mean for td3"),
         ({"gradient_penalty": -1.0}, "gradient_penalty"),
@@ -39,9 +46,25 @@ def test_choices_outside_their_range_are_refused_by_name(choice: dict[str, objec
 
 
 @pytest.mark.parametrize(
+    "choice",
+    [
+        {"algorithm": "td3", "samples": 1},
+        {"algorithm": "mage", "samples": 1},
+        {"algorithm": "iqn", "samples": 1, "critics": 1},
+        {"algorithm": "mmd", "samples": 2, "distance": "max-sliced-mmd"},
+        {"estimator": "biased", "critics": 1, "samples": 2, "truncate": 0.5},
+    ],
+    ids=str,
+)
+def test_choices_that_an_algorithm_has_no_use_for_do_not_stop_it(choice: dict[str, object]) -> None:
+    AgentConfig(**choice)
+
+
+@pytest.mark.parametrize(
     ("choice", "message"),
     [
         ({"seed": 2000}, "seed"),
+        ({"device": "gpu"}, "device must be one of auto, cpu, cuda, got gpu"),
         ({"steps": 0}, "steps"),
         ({"replay": 10, "batch": 20}, "hold at least one batch"),
         ({"exploration": -1.0}, "exploration"),

@@ -139,3 +139,27 @@ def test_truncation_of_nothing_leaves_the_samples_as_they_are() -> None:
 def test_truncation_outside_zero_to_one_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match=r"\[0, 1\)"):
         truncate(torch.zeros(1, 4, 2), share)
+
+
+@pytest.mark.parametrize("model_sees", ["nothing", "the action alone"])
+def test_world_model_that_is_not_differentiable_is_refused(critic: GenerativeCritic, model_sees: str) -> None:
+    class Detached(KnownModel):
+        def sample(self, observation: Tensor, action: Tensor, generator: torch.Generator | None = None) -> ModelDraw:
+            return super().sample(
+                observation.detach(), action if model_sees == "the action alone" else action.detach(), generator
+            )
+
+    for parameter in critic.parameters():
+        parameter.requires_grad_(False)
+    block = "state" if model_sees == "the action alone" else "action"
+    with pytest.raises(ValueError, match=f"differentiable in the {block}, Detached is not"):
+        sobolev_target(
+            OBSERVATION,
+            ACTION,
+            model=Detached(0.0),
+            actor=Halve(),
+            critic=critic,
+            discount=0.9,
+            samples=3,
+            blocks=("action", "state"),
+        )
