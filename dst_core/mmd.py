@@ -25,6 +25,8 @@ def gaussian(squared: Tensor, bandwidth: float) -> Tensor:
     return (-0.5 * bandwidth**2 * squared).exp()
 
 
+SHORTER = 0.4  # of a step of the search for a direction, after one that led down
+
 KERNELS: dict[Kernel, Callable[[Tensor, float], Tensor]] = {"multiquadric": multiquadric, "gaussian": gaussian}
 
 
@@ -111,7 +113,6 @@ def sliced_mmd2(
     return mmd2(x @ along, y @ along, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
 
 
-@torch.no_grad()
 def steepest_direction(
     x: Tensor,
     y: Tensor,
@@ -119,32 +120,47 @@ def steepest_direction(
     bandwidth: float,
     kernel: Kernel = "multiquadric",
     estimator: Estimator = "unbiased",
-    ascent_steps: int = 5,
-    step_size: float = 0.3,
+    starts: int = 3,
+    ascent_steps: int = 6,
+    step_size: float = 0.4,
 ) -> Tensor:
     """Unit vectors, (..., D), that make the projected squared MMD large.
 
-    Starts at the best of the coordinate axes and the difference of the means and climbs by projected gradient ascent on the sphere.
+    The best few of the coordinate axes and the difference of the means climb by projected gradient ascent on the sphere, for the
+    landscape has several peaks: laws may differ in their correlations alone, which no axis shows. A step that leads down is taken
+    back and the next one is shorter. The highest climber wins.
     """
 
-    def value(direction: Tensor) -> Tensor:
-        return sliced_mmd2(x, y, direction, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
+    def climbed(direction: Tensor) -> tuple[Tensor, Tensor]:
+        trial = direction.clone().requires_grad_()
+        with torch.enable_grad():
+            value = sliced_mmd2(x, y, trial, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
+            (slope,) = torch.autograd.grad(value.sum(), trial)
+        return value.detach(), slope
 
     x, y = x.detach(), y.detach()
     difference = x.mean(-2) - y.mean(-2)
     axes = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    candidates = [functional.normalize(difference, dim=-1), *(axis.expand_as(difference) for axis in axes)]
-    values = torch.stack([value(candidate) for candidate in candidates])
-    best = values.argmax(0)
-    direction = torch.stack(candidates).gather(0, best[None, ..., None].expand(1, *difference.shape))[0]
-    best_value = values.amax(0)
-    for step in range(ascent_steps):
-        trial = direction.clone().requires_grad_()
-        with torch.enable_grad():
-            (slope,) = torch.autograd.grad(value(trial).sum(), trial)
+    candidates = torch.stack([functional.normalize(difference, dim=-1), *(axis.expand_as(difference) for axis in axes)])
+    with torch.no_grad():
+        heights = torch.stack(
+            [sliced_mmd2(x, y, one, bandwidth=bandwidth, kernel=kernel, estimator=estimator) for one in candidates]
+        )
+    best = heights.topk(min(starts, len(candidates)), dim=0).indices
+    direction = _chosen(candidates, best)
+    height, slope = climbed(direction)
+    step = torch.full_like(height, step_size)
+    for _ in range(ascent_steps):
         tangent = slope - (slope * direction).sum(-1, keepdim=True) * direction
-        trial = functional.normalize(direction + step_size / (1 + step) * functional.normalize(tangent, dim=-1), dim=-1)
-        reached = value(trial)
-        direction = torch.where((reached > best_value).unsqueeze(-1), trial, direction)
-        best_value = torch.maximum(reached, best_value)
-    return direction
+        trial = functional.normalize(direction + step.unsqueeze(-1) * functional.normalize(tangent, dim=-1), dim=-1)
+        reached, trial_slope = climbed(trial)
+        higher = reached > height
+        direction = torch.where(higher.unsqueeze(-1), trial, direction)
+        slope = torch.where(higher.unsqueeze(-1), trial_slope, slope)
+        height, step = torch.maximum(reached, height), torch.where(higher, step, SHORTER * step)
+    return _chosen(direction, height.argmax(0, keepdim=True))[0]
+
+
+def _chosen(directions: Tensor, index: Tensor) -> Tensor:
+    """Of directions (C, ..., D) those at the index (K, ...), (K, ..., D)."""
+    return directions.gather(0, index.unsqueeze(-1).expand(*index.shape, directions.shape[-1]))

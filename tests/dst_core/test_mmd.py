@@ -118,14 +118,34 @@ def test_on_the_line_the_sliced_distance_and_its_gradient_are_the_plain_ones() -
     torch.testing.assert_close(torch.autograd.grad(sliced.sum(), x), torch.autograd.grad(plain.sum(), x))
 
 
-def test_sliced_maximum_reaches_the_best_of_many_random_directions() -> None:
+def pairs_of_laws(differ_in: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples of 256 pairs of laws in `size` dimensions, 10 and 20 a side."""
     generator = torch.Generator().manual_seed(3)
-    x = torch.randn(64, 10, 4, generator=generator)
-    y = torch.randn(64, 20, 4, generator=generator) * torch.tensor([1.0, 2.0, 1.0, 0.5]) + 0.5
-    directions = torch.nn.functional.normalize(torch.randn(256, 4, generator=generator), dim=-1)
-    best = torch.stack([mmd2(x @ v[:, None], y @ v[:, None], bandwidth=100.0) for v in directions]).amax(0)
-    found = max_sliced_mmd2(x, y, bandwidth=100.0)
-    assert float(found.mean()) >= 0.98 * float(best.mean())
+    x, y = torch.randn(256, 10, size, generator=generator), torch.randn(256, 20, size, generator=generator)
+    match differ_in:
+        case "mean and scale":
+            y = y * torch.linspace(0.5, 2, size) + 0.5
+        case "scale along no axis":
+            y = y * torch.linspace(0.3, 3, size) @ torch.linalg.qr(torch.randn(size, size, generator=generator)).Q
+        case "correlation alone":
+            for rows, sign in ((x, 1), (y, -1)):
+                rows[..., 1] = sign * rows[..., 0] + 0.1 * rows[..., 1]
+    return x, y
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("differ_in", ["nothing", "mean and scale", "scale along no axis", "correlation alone"])
+def test_sliced_maximum_reaches_the_best_of_many_random_directions(
+    differ_in: str, size: int, estimator: Estimator
+) -> None:
+    x, y = pairs_of_laws(differ_in, size)
+    directions = torch.nn.functional.normalize(
+        torch.randn(256, size, generator=torch.Generator().manual_seed(4)), dim=-1
+    )
+    given = {"bandwidth": 100.0, "estimator": estimator}
+    best = torch.stack([mmd2(x @ v[:, None], y @ v[:, None], **given) for v in directions]).amax(0)
+    assert float(max_sliced_mmd2(x, y, **given).mean()) >= 0.98 * float(best.mean())
 
 
 def test_no_gradient_reaches_a_detached_target() -> None:
