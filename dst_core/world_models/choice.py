@@ -13,7 +13,8 @@ from dst_core.world_models.mujoco_step import mujoco_step_of
 from dst_core.world_models.normalising_flow import NormalisingFlow
 from dst_core.world_models.point_mass import simulator_of
 from sim_bridge.tasks import TaskError
-from sim_bridge.tasks.perturbations import Environment
+from sim_bridge.tasks.perturbations import Environment, PerturbationWrapper
+from sim_bridge.tasks.perturbations.sensors import Delay, Dropout
 from sim_bridge.tasks.point_mass import PointMass
 
 
@@ -57,7 +58,15 @@ def make_world_model(
 
 
 def known_step(env: Environment) -> StepFunction | None:
-    """The task's own step without noise, (R, S) and (R, A) to (R, S), or None where it is not known: what models are judged by."""
+    """The task's own step without noise, (R, S) and (R, A) to (R, S): what models are judged by.
+
+    None where it is not known, and where observations come late or not at all: the next one is then not that of the step.
+    """
+    wrapped = env
+    while isinstance(wrapped, PerturbationWrapper):
+        if isinstance(wrapped, (Delay, Dropout)) and wrapped.scale > 0:
+            return None
+        wrapped = wrapped.env
     if isinstance(env.unwrapped, PointMass):
         simulator = simulator_of(env)
         return lambda observation, action: (

@@ -251,3 +251,11 @@ def test_known_step_of_a_task_is_its_own_without_noise() -> None:
     point = known_step(make_task("PointMass2-v0"))
     torch.testing.assert_close(point(torch.zeros(1, 2), torch.tensor([[1.0, -0.5]])), torch.tensor([[0.1, -0.05]]))
     assert known_step(make_task("Pendulum-v1")) is None
+
+
+@pytest.mark.parametrize("perturbation", ["delay=1", "dropout=0.5"])
+def test_step_is_not_known_where_observations_come_late_or_not_at_all(perturbation: str) -> None:
+    for others in ([], ["actuation=0.1"]):
+        for environment in ("InvertedPendulum-v5", "PointMass2-v0"):
+            assert known_step(make_task(environment, perturbations=[*others, perturbation])) is None
+    assert known_step(make_task("InvertedPendulum-v5", perturbations=["delay=0", "observation=0.2"])) is not None
