@@ -38,7 +38,7 @@ class Metrics:
             file.truncate(len(kept))
         self.size = len(kept)
         self._lines = path.open("ab")
-        self._board = SummaryWriter(str(directory / TENSORBOARD_DIRECTORY), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(str(directory / TENSORBOARD_DIRECTORY), purge_step=step + 1 if size else 0)
 
     def write(self, kind: Kind, step: int, **values: Value) -> None:
         """Append one line, and its numbers to TensorBoard under `kind/name`."""

@@ -57,6 +57,18 @@ def test_tensorboard_shows_the_same_numbers_and_keeps_those_of_the_step_resumed_
     assert [(event.step, event.value) for event in board.Scalars("evaluation/return_mean")] == [(1, 1), (2, 2), (3, 30)]
 
 
+def test_run_killed_before_its_first_checkpoint_starts_both_logs_anew(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        metrics = Metrics(tmp_path, step=0, size=0)
+        for step in (0, 7):
+            metrics.write("evaluation", step, return_mean=value + step)
+        metrics.close()
+    assert [line["return_mean"] for line in lines(tmp_path)] == [2.0, 9.0]
+    board = EventAccumulator(str(tmp_path / "tensorboard"))
+    board.Reload()
+    assert [(event.step, event.value) for event in board.Scalars("evaluation/return_mean")] == [(0, 2), (7, 9)]
+
+
 def test_warning_comes_once_when_the_running_mean_passes_five_per_cent() -> None:
     warning = EarlyWarning({})
     share, count = 0.0, 0
