@@ -107,7 +107,8 @@ class Agent(nn.Module):
 
         Returns:
             `actor_objective` in units of reward, and `returns_out_of_range`: the share of the critics' samples at the actor's own
-            actions that lies clearly beyond the returns that the rewards seen allow, the early sign of divergence.
+            actions that lies clearly beyond the returns that the rewards seen allow, the early sign of divergence; 0 while all rewards
+            seen were zero, which say nothing about the size of returns.
         """
         returns = self.critics.returns(transition.observation, self.actor(transition.observation), generator)
         value = objective(returns, risk=self.config.risk, risk_level=self.config.risk_level).mean()
@@ -115,5 +116,5 @@ class Agent(nn.Module):
         descend(self.actor_optimiser, -value / scale, max_gradient_norm=self.config.max_gradient_norm)
         low, high = return_range((self.reward.low[0], self.reward.high[0]), self.config.discount)
         margin = DIVERGENCE_MARGIN * (high - low)
-        outside = (returns < low - margin) | (returns > high + margin)
+        outside = ((returns < low - margin) | (returns > high + margin)) & (high > low)
         return {"actor_objective": value.detach(), "returns_out_of_range": outside.to(value.dtype).mean()}

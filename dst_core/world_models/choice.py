@@ -68,7 +68,7 @@ def known_step(env: Environment) -> StepFunction | None:
             return None
         wrapped = wrapped.env
     if isinstance(env.unwrapped, PointMass):
-        simulator = simulator_of(env)
+        simulator = simulator_of(env.unwrapped)
         return lambda observation, action: (
             simulator.step(observation, action, torch.zeros_like(observation)).next_observation
         )

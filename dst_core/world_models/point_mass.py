@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dst_core.world_model import ModelDraw
 from sim_bridge.tasks import TaskError
-from sim_bridge.tasks.perturbations import Environment, task_name
+from sim_bridge.tasks.perturbations import Environment, PerturbationWrapper, task_name
 from sim_bridge.tasks.point_mass import (
     ACTION_COST,
     CONTROL_PERIOD_S,
@@ -66,10 +66,10 @@ class PointMassSimulator(nn.Module):
 
 
 def simulator_of(env: Environment | None) -> PointMassSimulator:
-    """The simulator of a point mass, as the task is without perturbations.
+    """The simulator of a point mass.
 
     Raises:
-        TaskError: if the environment is no point mass.
+        TaskError: if the environment is no point mass, or perturbed: the simulator knows nothing of perturbations.
     """
     task = None if env is None else env.unwrapped
     if env is None or not isinstance(task, PointMass):
@@ -77,6 +77,13 @@ def simulator_of(env: Environment | None) -> PointMassSimulator:
             f"world model 'simulator' must have a task with a known simulator, PointMass{{1,2,4,8}}-v0, "
             f"got {None if env is None else task_name(env)!r}; choose a learned world model there"
         )
+    while isinstance(env, PerturbationWrapper):
+        if env.scale > 0:
+            raise TaskError(
+                f"world model 'simulator' must have the task without perturbations, got {env.name}={env.scale:g}; "
+                "choose a learned world model there"
+            )
+        env = env.env
     return PointMassSimulator(locations=len(task.worths))
 
 

@@ -146,6 +146,22 @@ def test_early_sign_of_divergence_rises_with_returns_that_rewards_do_not_allow()
     assert float(agent.update_actor(transition, generator)["returns_out_of_range"]) == 1.0
 
 
+def test_rewards_that_were_all_zero_are_no_sign_of_divergence() -> None:
+    torch.manual_seed(0)
+    agent = Agent(AgentConfig(hidden=16), action_low=LOW, action_high=HIGH, observation_size=3)
+    generator = torch.Generator().manual_seed(1)
+    for reward, share in ((0.0, 0.0), (1e-9, 1.0)):
+        transition = Transition(
+            torch.randn(BATCH, 3),
+            LOW.expand(BATCH, 2),
+            torch.full((BATCH,), reward),
+            torch.randn(BATCH, 3),
+            torch.zeros(BATCH),
+        )
+        agent.observe(transition)
+        assert float(agent.update_actor(transition, generator)["returns_out_of_range"]) == share
+
+
 def test_actor_moves_only_at_every_delayed_update() -> None:
     agent, transition = agent_and_transition(actor_delay=3)
     generator = torch.Generator().manual_seed(1)

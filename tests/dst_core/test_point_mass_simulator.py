@@ -162,6 +162,12 @@ def test_simulator_of_another_task_is_refused():
         PointMassSimulator(locations=0)
 
 
+def test_simulator_of_a_perturbed_task_is_refused():
+    for perturbations in (["actuation=0.1"], ["delay=2", "dropout=0"]):
+        with pytest.raises(TaskError, match=r"without perturbations, got (actuation=0.1|delay=2)"):
+            simulator_of(make_task("PointMass2-v0", perturbations=perturbations))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_simulator_computes_where_the_observation_is():
     model = PointMassSimulator(locations=2).cuda()
