@@ -239,6 +239,7 @@ class Trainer:
         run, learner = self.run, self.run.agent.critics
         if run.progress["forecast"] or not isinstance(learner, CriticLearner):
             return
+        self._save()  # the fit takes minutes
         updates, noise = run.config.forecast_updates, run.noise("forecast")
         forecast = Forecast(learner.critic, config=run.config.agent, updates=updates)
         for _ in self.progress.track_forecast(updates):

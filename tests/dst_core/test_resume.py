@@ -126,6 +126,23 @@ def test_run_killed_between_checkpoints_equals_the_uninterrupted_one(
     require_same(tmp_path / "whole", tmp_path / "killed")
 
 
+def test_run_killed_while_the_evaluation_critic_is_fitted_keeps_its_last_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> Any:
+        raise SystemExit
+
+    train(config(tmp_path / "whole"))
+    with monkeypatch.context() as context:
+        context.setattr(TrainingProgress, "track_forecast", killed)
+        with pytest.raises(SystemExit):
+            train(config(tmp_path / "killed"))
+    _, progress = load_checkpoint(tmp_path / "killed", torch.device("cpu"))
+    assert (progress["step"], progress["forecast"]) == (70, False)
+    assert train(config(tmp_path / "killed", resume=True)) == 0
+    require_same(tmp_path / "whole", tmp_path / "killed")
+
+
 def test_finished_run_that_goes_on_equals_one_that_was_meant_to(tmp_path: Path) -> None:
     train(config(tmp_path / "whole", steps=75))
     train(config(tmp_path / "parts", steps=50))
