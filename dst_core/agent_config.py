@@ -25,48 +25,45 @@ class AgentConfig:
     """The agent. Values follow the paper (Debes and Tuytelaars, arXiv 2601.20071), or MAGE and TQC where it is silent."""
 
     algorithm: Algorithm = "dst"
-    """How critics learn: dst (Distributional Sobolev Training), or what it is compared with: td3 (Fujimoto et al. 2018), tqc (Kuznetsov et
-    al. 2020), mage (D'Oro and Jaskowski 2020), iqn (Dabney et al. 2018), mmd (generative critic without gradients or model)."""
+    """How critics learn: dst, Distributional Sobolev Training, or its peers: td3, tqc, mage, iqn, mmd (without gradients and model)."""
     discount: float = 0.99
-    """Discount factor per step, in (0, 1)."""
+    """Discount factor per step, in (0, 1) (TD3)."""
     hidden: int = 256
     """Width of both hidden layers of actor, critics and world model (TD3)."""
     critics: int = 2
     """Critics learned side by side (2 in TD3 and DST, 5 in TQC); td3 and mage always have 2."""
     samples: int = 10
-    """Return samples per state-action pair, predicted (N) and per target critic (M): dst, mmd and iqn."""
+    """Return samples per state-action pair, predicted (N) and per target critic (M), of dst, mmd and iqn (DST)."""
     quantiles: int = 25
-    """Quantiles per critic of tqc (Kuznetsov et al. 2020)."""
+    """Quantiles per critic of tqc (TQC)."""
     truncate: float = 0.1
-    """Share of the largest target samples dropped against overestimation, in [0, 1) (TQC): dst, mmd, iqn and tqc."""
+    """Share of the largest target samples dropped against overestimation, in [0, 1), by dst, mmd, iqn and tqc (TQC, DST)."""
     sobolev: Sobolev = "action"
-    """Gradients of the return that dst learns beside it: none, action (the paper's), state, or full (both)."""
+    """Gradients of the return that dst learns beside it: none, action (DST), state, or full, both (named by DST as open)."""
     distance: Distance = "mmd"
-    """Distance between dst's predicted and target law: plain MMD, or MMD maximised over one-dimensional projections, for which the operator
-    is a contraction."""
+    """Distance of dst's laws: plain MMD, or MMD maximised over one-dimensional projections, for which the operator contracts (DST)."""
     estimator: Estimator = "unbiased"
-    """Estimator of the MMD (Gretton et al. 2012): unbiased U-statistic, or biased V-statistic, which shrinks the learned spread."""
+    """Estimator of the MMD (Gretton): unbiased U-statistic, or biased V-statistic, which shrinks the learned spread."""
     kernel: Kernel = "multiquadric"
-    """Kernel of the MMD: multiquadric (the paper's) or Gaussian, which needs a bandwidth near 1."""
+    """Kernel of the MMD: multiquadric (DST), or gaussian, whose bandwidth must be near 1 (Gretton)."""
     bandwidth: float = 100.0
-    """Inverse length scale h of the kernel, in standardised units; at 100 the multiquadric is close to the energy distance."""
+    """Inverse length scale h of the kernel in standardised units (DST); at 100 the multiquadric is close to the energy distance."""
     gradient_weight: float = 1.0
-    """Weight of gradient columns against the return column, after both are standardised."""
+    """Weight of gradient columns against the return column of dst, after both are standardised (this project; 1 is neutral)."""
     gradient_penalty: float = 5.0
-    """Weight of the norm of the TD error's action gradient in mage, beside 1 for the TD error."""
+    """Weight of the norm of the TD error's action gradient in mage, beside 1 for the TD error (MAGE)."""
     critic_noise: NoiseEntry = "layer-2"
-    """Where the noise enters the generative critic: at the second hidden layer (cheaper), or at the input (a larger class of laws)."""
+    """Where noise enters the generative critic: second hidden layer (this project: cheaper), or input (a larger class of laws)."""
     noise_size: int = 16
-    """Numbers of Gaussian noise per return sample."""
+    """Numbers of Gaussian noise per return sample (DST)."""
     world_model: WorldModel = "cvae"
-    """What imagines the step for dst and mage: conditional VAE (the paper's), Gaussian ensemble (Chua et al. 2018), normalising flow,
-    hybrid (MuJoCo's own step with a learned residual), or simulator (the task's known step, for PointMass-v0)."""
+    """What imagines steps for dst and mage: cvae (DST), ensemble (PETS), flow, hybrid (MuJoCo and a residual), simulator (PointMass)."""
     latent: int = 8
-    """Latent numbers of the conditional VAE."""
+    """Latent numbers of the conditional VAE (DST)."""
     risk: Risk = "mean"
-    """What the actor maximises: mean return, CVaR of the return (Rockafellar and Uryasev 2000), or mean minus dispersion."""
+    """What the actor maximises: mean return, CVaR of the return (Rockafellar), or mean minus dispersion."""
     risk_level: float = 0.25
-    """Share of the worst returns for `cvar`, weight of the standard deviation for `mean-std`."""
+    """Share of the worst returns for cvar (Rockafellar), weight of the standard deviation for mean-std."""
     polyak: float = 0.005
     """Rate at which target networks follow, in (0, 1] (TD3)."""
     actor_delay: int = 2
@@ -74,7 +71,7 @@ class AgentConfig:
     learning_rate: float = 3e-4
     """Adam's step size for actor, critics and world model (TD3, TQC)."""
     max_gradient_norm: float = 10.0
-    """Parameter gradients are scaled down to this norm."""
+    """Parameter gradients are scaled down to this norm (this project's guard against single bad batches)."""
 
     def __post_init__(self) -> None:
         require_choices(self)
@@ -91,6 +88,13 @@ class AgentConfig:
         for name in ("bandwidth", "learning_rate", "max_gradient_norm"):
             value = getattr(self, name)
             require(name, value, "be positive and finite", value > 0 and math.isfinite(value))
+        near = self.kernel != "gaussian" or self.bandwidth <= 10
+        require(
+            "bandwidth",
+            self.bandwidth,
+            "be at most 10 for the gaussian kernel, which sees nothing beyond a few 1 / h",
+            near,
+        )
         for name in ("gradient_weight", "gradient_penalty"):
             value = getattr(self, name)
             require(name, value, "be finite and not negative", 0 <= value < math.inf)

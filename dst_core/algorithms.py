@@ -1,12 +1,10 @@
 """Which critic learner an algorithm's name stands for."""
 
 from collections.abc import Callable
-from typing import Protocol, TypedDict
+from typing import TypedDict
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dst_core.actor import Actor
 from dst_core.agent_config import AgentConfig
 from dst_core.baselines.iqn import IqnLearner
 from dst_core.baselines.mage import MageLearner
@@ -16,31 +14,6 @@ from dst_core.baselines.tqc import TqcLearner
 from dst_core.critic import CRITICS, GenerativeCritic
 from dst_core.critic_learner import CriticLearner
 from dst_core.networks import ActionScale, Standardiser
-from dst_core.world_model import StepModel, Transition
-
-
-class Learner(Protocol):
-    """Critics on their way to an actor's return, in whatever manner an algorithm has."""
-
-    critic: nn.Module
-    """The critics, with a buffer `return_scale` () that multiplies what their networks give."""
-    target_critic: nn.Module
-    optimiser: torch.optim.Adam
-
-    @property
-    def uses_model(self) -> bool:
-        """Whether `step` needs a world model."""
-        ...
-
-    def step(
-        self, transition: Transition, *, model: StepModel, actor: Actor, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """Move the critics one step towards the target under the target actor; returns scalars for the log."""
-        ...
-
-    def returns(self, observation: Tensor, action: Tensor, generator: torch.Generator) -> Tensor:
-        """What the actor climbs: return samples (E, B, N) in units of reward, differentiable in the action."""
-        ...
 
 
 class Scales(TypedDict):

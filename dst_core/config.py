@@ -27,9 +27,7 @@ class TrainConfig:
     out: Path = Path("runs/latest")
     """Directory of the run: configuration, checkpoint, metrics.jsonl, TensorBoard logs, videos."""
     perturb: tuple[str, ...] = ()
-    """What disturbs the task, as name=scale in any order (the paper compares methods where dynamics are noisy): actuation (noise, of half
-    the action range), observation (noise, relative), dynamics (kicks, m/s and rad/s), friction, mass, gravity (a factor within
-    1 +- scale per episode), dropout (probability per sensor and tick), delay (whole control periods)."""
+    """What disturbs the task, as name=scale in any order: actuation, observation, dynamics, friction, mass, gravity, dropout, delay."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks live; auto takes CUDA where there is one."""
     resume: bool = False

@@ -47,6 +47,18 @@ PRESETS: dict[str, TrainConfig] = {
         evaluate_every=1000,
         agent=AgentConfig(hidden=64, samples=6, learning_rate=1e-3, polyak=0.01, gradient_weight=0.1),
     ),
+    **{
+        f"PointMass{locations}": TrainConfig(
+            env=f"PointMass{locations}-v0",
+            steps=6000,
+            warmup_steps=500,
+            batch=128,
+            evaluate_every=500,
+            forecast_updates=1500,
+            agent=dataclasses.replace(SWING_UP, discount=0.95),
+        )
+        for locations in ("", 1, 2, 4, 8)
+    },
 }
 
 

@@ -23,7 +23,6 @@ from dst_core.run import Run, choose_device
 from dst_core.trainer import Trainer
 from dst_core.video import require_rendering
 from sim_bridge.tasks import TaskError
-from sim_bridge.tasks.perturbations import PERTURBATIONS
 
 DIVERGED_DIRECTORY = "diverged"
 INTERRUPTED = 128 + signal.SIGINT
@@ -38,10 +37,14 @@ examples:
 
 Tasks with a preset, their own defaults, which every flag overrides: {", ".join(sorted(PRESETS))}.
 
-Names for --perturb: {", ".join(PERTURBATIONS)}.
+Names for --perturb: actuation (noise, in half action ranges), observation (noise, relative: 0.2 is U[0.8, 1.2]), dynamics (kicks in m/s
+and rad/s per step), friction, mass, gravity (a factor within 1 +- scale, drawn per episode), dropout (probability per sensor and step),
+delay (whole control periods).
 
-Sources named below: DST, the paper, Debes and Tuytelaars, arXiv 2601.20071; TD3, Fujimoto et al. 2018, arXiv 1802.09477;
-TQC, Kuznetsov et al. 2020, arXiv 2005.04269; MAGE, D'Oro and Jaskowski 2020, arXiv 2004.14309.
+Sources named below: DST, the paper, Debes and Tuytelaars, arXiv 2601.20071; TD3, Fujimoto et al., arXiv 1802.09477; TQC,
+Kuznetsov et al., arXiv 2005.04269; MAGE, D'Oro and Jaskowski, arXiv 2004.14309; iqn, Dabney et al., arXiv 1806.06923; PETS, Chua et
+al., arXiv 1805.12114; Gretton et al., "A kernel two-sample test", JMLR 2012; Rockafellar and Uryasev, "Optimization of conditional
+value-at-risk", 2000. Values that no source gives are this project's.
 
 One CPU thread is used unless OMP_NUM_THREADS says otherwise.
 """

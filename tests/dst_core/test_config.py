@@ -27,6 +27,7 @@ from dst_core.config import TrainConfig
         ({"algorithm": "mmd", "sobolev": "full"}, "through a differentiable world model"),
         ({"algorithm": "td3", "risk": "cvar"}, "risk must be mean for td3"),
         ({"gradient_penalty": -1.0}, "gradient_penalty"),
+        ({"kernel": "gaussian"}, "bandwidth must be at most 10 for the gaussian kernel"),
         ({"bandwidth": 0.0}, "bandwidth must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
         ({"discount": 1.0}, "discount"),
