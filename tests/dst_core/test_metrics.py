@@ -1,8 +1,10 @@
 """The machine-readable log of a run, and the early warning that is written to it."""
 
 import json
+import time
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dst_core.early_warning import MEMORY, EarlyWarning
@@ -11,6 +13,19 @@ from dst_core.metrics import METRICS_FILE, Metrics
 
 def lines(directory: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (directory / METRICS_FILE).read_text().splitlines()]
+
+
+@pytest.fixture
+def passing_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that moves on by a second whenever it is read: TensorBoard orders its files by the second they were begun in."""
+    now = time.time()
+
+    def read() -> float:
+        nonlocal now
+        now += 1.0
+        return now
+
+    monkeypatch.setattr(time, "time", read)
 
 
 def test_every_line_is_on_the_disk_at_once_with_step_kind_and_numbers(tmp_path: Path) -> None:
@@ -43,6 +58,7 @@ def test_lines_beyond_the_checkpoint_and_torn_ones_are_dropped(tmp_path: Path) -
     assert torn.size == (tmp_path / METRICS_FILE).stat().st_size
 
 
+@pytest.mark.usefixtures("passing_seconds")
 def test_tensorboard_shows_the_same_numbers_and_keeps_those_of_the_step_resumed_at(tmp_path: Path) -> None:
     first = Metrics(tmp_path, step=0, size=0)
     for step in (1, 2, 3):
@@ -57,6 +73,7 @@ def test_tensorboard_shows_the_same_numbers_and_keeps_those_of_the_step_resumed_
     assert [(event.step, event.value) for event in board.Scalars("evaluation/return_mean")] == [(1, 1), (2, 2), (3, 30)]
 
 
+@pytest.mark.usefixtures("passing_seconds")
 def test_run_killed_before_its_first_checkpoint_starts_both_logs_anew(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         metrics = Metrics(tmp_path, step=0, size=0)
