@@ -63,8 +63,14 @@ def evaluation_seeds(episodes: int) -> tuple[int, ...]:
 
 
 def evaluate(
-    policy: Policy, *, environment: str, perturbations: Sequence[str], seeds: Sequence[int], video: Path | None = None
-) -> Evaluation:
+    policy: Policy,
+    *,
+    environment: str,
+    perturbations: Sequence[str],
+    seeds: Sequence[int],
+    video: Path | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> Evaluation | None:
     """Run one episode per seed.
 
     Args:
@@ -73,25 +79,36 @@ def evaluate(
         perturbations: as in training.
         seeds: of the episodes.
         video: MP4 file for the first episode; `require_rendering` says beforehand whether it can be.
+        interrupted: asked at every step whether to leave.
+
+    Returns:
+        The episodes, or None if interrupted.
     """
     with ExitStack() as stack:
         env = make_task(environment, perturbations=perturbations, render_mode="rgb_array" if video else None)
         stack.callback(env.close)
         trajectories = []
         for index, seed in enumerate(seeds):
-            if video is None or index > 0:
-                trajectories.append(_episode(env, policy, seed))
-            else:
-                with Video(video, period_s=describe_task(env).control_period_s) as film:
-                    trajectories.append(_episode(env, policy, seed, film))
+            with ExitStack() as filming:
+                film = None
+                if video is not None and index == 0:
+                    film = filming.enter_context(Video(video, period_s=describe_task(env).control_period_s))
+                trajectory = _episode(env, policy, seed, film, interrupted)
+            if trajectory is None:
+                return None
+            trajectories.append(trajectory)
     return Evaluation(seeds=tuple(seeds), trajectories=tuple(trajectories))
 
 
-def _episode(env: Environment, policy: Policy, seed: int, film: Video | None = None) -> Trajectory:
+def _episode(
+    env: Environment, policy: Policy, seed: int, film: Video | None, interrupted: Callable[[], bool]
+) -> Trajectory | None:
     observation, _ = env.reset(seed=seed)
     observations, actions, rewards = [observation.astype(np.float32)], [], []
     terminated = over = False
     while not over:
+        if interrupted():
+            return None
         if film is not None:
             film.write(env.render())
         actions.append(policy(observations[-1]))

@@ -72,13 +72,13 @@ class Trainer:
         try:
             if self.run.episode.under_way:
                 self._reach_episode_again(env)
-            if not progress["evaluations"]:
+            if progress["evaluation_due"]:
                 self._evaluate()
             while progress["step"] < config.steps and not self.interruption:
                 self._step(env)
+            if not self.interruption and progress["evaluations"][-1]["step"] < progress["step"]:
+                self._evaluate()
             if not self.interruption:
-                if progress["evaluations"][-1]["step"] < progress["step"]:
-                    self._evaluate()
                 self._fit_forecast()
         finally:
             env.close()
@@ -206,7 +206,10 @@ class Trainer:
         )
 
     def _evaluate(self) -> None:
-        """Episodes on held-out seeds, and how far critics and world model agree with them; draws nothing from the run's noise."""
+        """Episodes on held-out seeds, and how far critics and world model agree with them; draws nothing from the run's noise.
+
+        One that is interrupted is due when the run is resumed.
+        """
         config, agent, step = self.run.config, self.run.agent, self.run.progress["step"]
         result = evaluate(
             torch_policy(agent.act, self.run.replay.device),
@@ -214,7 +217,11 @@ class Trainer:
             perturbations=config.perturb,
             seeds=evaluation_seeds(config.evaluation_episodes),
             video=self.out / VIDEOS_DIRECTORY / f"step-{step}.mp4" if config.video else None,
+            interrupted=lambda: bool(self.interruption),
         )
+        self.run.progress["evaluation_due"] = result is None
+        if result is None:
+            return
         if not np.isfinite(result.returns).all():
             raise DivergedError(f"the evaluation {self._when()} gave the returns {result.returns}; {CURE}")
         noise = self.run.noise("evaluation")

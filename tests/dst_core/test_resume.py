@@ -16,6 +16,7 @@ from dst_core.agent_config import AgentConfig
 from dst_core.checkpoint import load_checkpoint
 from dst_core.config import TrainConfig
 from dst_core.episode import Episode, NotDeterministicError
+from dst_core.evaluate import Evaluation, evaluate
 from dst_core.progress import TrainingProgress
 from dst_core.run import Run
 from dst_core.train import train
@@ -108,6 +109,28 @@ def test_run_interrupted_five_times_equals_the_uninterrupted_one(
         interrupt_fit_after(3, context)
         assert train(config(tmp_path / "parts", env, resume=True)) == 143
     assert train(config(tmp_path / "parts", env, resume=True)) == 0
+    require_same(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("number", [0, 2, 3], ids=["the first", "one on the way", "the last"])
+def test_run_interrupted_in_an_evaluation_leaves_it_at_once_and_makes_up_for_it(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config(tmp_path / "whole"))
+    begun, before = [], len(log(tmp_path / "whole"))
+
+    def interrupting(*arguments: Any, **named: Any) -> Evaluation | None:
+        begun.append(named)
+        if len(begun) == number + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*arguments, **named)
+
+    with monkeypatch.context() as context:
+        context.setattr("dst_core.trainer.evaluate", interrupting)
+        assert train(config(tmp_path / "parts")) == 143
+    assert len(begun) == number + 1
+    assert len(log(tmp_path / "parts")) < before
+    assert train(config(tmp_path / "parts", resume=True)) == 0
     require_same(tmp_path / "whole", tmp_path / "parts")
 
 
