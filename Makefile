@@ -7,7 +7,7 @@ BIN := .venv/bin
 help:
 	@echo "make demo      train, export, serve and drive a small policy; the page shows what it is unsure of"
 	@echo "make test      the test suite (minutes)"
-	@echo "make test-all  also the long tests"
+	@echo "make test-all  also the long tests: learned laws against closed forms, every algorithm to known levels (hours)"
 	@echo "make check     format, lint, types, import rules, generated stubs"
 	@echo "make setup     the virtual environment .venv alone"
 	@echo "make format    rewrite the sources in the house format"
