@@ -215,11 +215,7 @@ def test_critic_learns_the_joint_law(simulator: str) -> None:
 def test_every_choice_learns_the_joint_law(
     name: str, sobolev: Sobolev, distance: Distance, critic_noise: NoiseEntry
 ) -> None:
-    """Wider tolerances than above, as spreads and correlations settle slowly.
-
-    At 8000 updates of 512 the farthest choice met the strict ones but for one correlation (docs/training.md). The biased estimator
-    is off by three times as much.
-    """
+    """Wider tolerances than above, which not every choice meets (docs/training.md); the biased estimator is off by far more."""
     problem = PROBLEMS[name]
     choice = Choice(sobolev=sobolev, distance=distance, critic_noise=critic_noise)
     simulator = TrueSimulator(problem)
