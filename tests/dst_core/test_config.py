@@ -58,7 +58,8 @@ def test_choices_outside_their_range_are_refused_by_name(choice: dict[str, objec
     ids=str,
 )
 def test_choices_that_an_algorithm_has_no_use_for_do_not_stop_it(choice: dict[str, object]) -> None:
-    AgentConfig(**choice)
+    config = AgentConfig(**choice)
+    assert {name: getattr(config, name) for name in choice} == choice
 
 
 @pytest.mark.parametrize(
