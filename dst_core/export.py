@@ -66,8 +66,8 @@ class ExportConfig:
             raise ValueError(
                 f"name must be up to 64 lower-case letters, digits, '.', '_' or '-', starting with a letter or digit, got {self.name!r}"
             )
-        if not (4 <= self.samples <= 4096 and self.samples % 2 == 0):
-            raise ValueError(f"samples must be an even number in 4..4096, got {self.samples}")
+        if not 4 <= self.samples <= 4096:
+            raise ValueError(f"samples must lie in 4..4096, got {self.samples}")
 
 
 def export(config: ExportConfig) -> dict[str, Any]:
@@ -78,12 +78,13 @@ def export(config: ExportConfig) -> dict[str, Any]:
 
     Raises:
         TrainingError: if the run cannot be read or is not finished.
-        ExportError: if the bundle exists, or a graph does not give what torch gives.
+        ExportError: if the bundle exists, the samples do not divide among the critics, or a graph does not give what torch gives.
         OSError: if the bundle cannot be written; nothing is left of it.
     """
     if config.out.exists():
         raise ExportError(f"{config.out} exists and a bundle never changes; choose another --out or remove it")
     run = load_run(config.run)
+    _require_even_shares(config.samples, critics=run.forecast.members)
     actor = copy.deepcopy(run.agent.actor).eval()
     critic = copy.deepcopy(run.forecast).eval()
     noise = baked_noise(critic, count=config.samples, seed=NOISE_SEED)
@@ -119,6 +120,16 @@ def export(config: ExportConfig) -> dict[str, Any]:
         (directory / "manifest.json").write_text(text + "\n", encoding="utf-8")
         directory.rename(config.out)
     return manifest
+
+
+def _require_even_shares(samples: int, *, critics: int) -> None:
+    """At least two samples for each critic, whose noise is standardised over them, and as many for one as for another."""
+    share = max(-(-samples // critics), 2)
+    if samples != share * critics:
+        raise ExportError(
+            f"samples must be a multiple of the run's {critics} critics, at least {2 * critics}, got {samples}; "
+            f"use --samples {share * critics}"
+        )
 
 
 def load_run(directory: Path) -> Run:

@@ -164,7 +164,9 @@ def test_directory_without_a_run_is_refused(tmp_path: Path) -> None:
         export(ExportConfig(run=tmp_path, out=tmp_path / "bundle"))
 
 
-@pytest.mark.parametrize(("choice", "message"), [({"name": "Bad Name"}, "lower-case"), ({"samples": 7}, "even number")])
+@pytest.mark.parametrize(
+    ("choice", "message"), [({"name": "Bad Name"}, "lower-case"), ({"samples": 2}, "lie in 4..4096")]
+)
 def test_bad_choices_are_refused(choice: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ExportConfig(run=Path("run"), out=Path("bundle"), **choice)
@@ -299,3 +301,24 @@ def test_run_of_a_method_without_the_law_is_not_exported(tmp_path: Path) -> None
     with pytest.raises(TrainingError, match="td3, which learns no law"):
         export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle"))
     assert not (tmp_path / "bundle").exists()
+
+
+def test_samples_are_shared_evenly_by_any_number_of_critics(tmp_path: Path) -> None:
+    train(
+        TrainConfig(
+            env="InvertedPendulum-v5",
+            steps=60,
+            warmup_steps=40,
+            batch=16,
+            evaluation_episodes=1,
+            forecast_updates=2,
+            device="cpu",
+            agent=AgentConfig(hidden=16, noise_size=4, latent=2, samples=3, critics=3, critic_noise="input"),
+            out=tmp_path / "run",
+        )
+    )
+    for samples, remedy in ((8, 9), (4, 6)):
+        with pytest.raises(ExportError, match=f"the run's 3 critics.*use --samples {remedy}"):
+            export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle", samples=samples))
+    manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle", samples=9))
+    assert manifest["uncertainty"]["sample_count"] == 9
