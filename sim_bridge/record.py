@@ -2,7 +2,7 @@
 
 The control thread only puts messages on a bounded queue. A thread of the recorder writes them in chunks, whole or not
 at all, at least once a second: a crash loses no more than that. A disk that fills up ends the recording, never the
-run, and leaves a readable file.
+run. Between two writes the file is always a whole MCAP file, which any reader opens.
 """
 
 import contextlib
@@ -30,12 +30,25 @@ QUEUE_MESSAGES = 4096
 CLOSE_TIMEOUT_S = 10.0
 
 
+def end_mark() -> bytes:
+    """What ends an MCAP file that has no index."""
+    records: Any = RecordBuilder()
+    DataEnd(0).write(records)
+    Footer(summary_start=0, summary_offset_start=0, summary_crc=0).write(records)
+    return bytes(records.end()) + MCAP0_MAGIC
+
+
 class WholeChunkFile:
-    """Output for the MCAP writer that keeps what it is given until `flush`, then writes all of it or nothing."""
+    """Output for the MCAP writer that is a whole MCAP file after every `flush`.
+
+    What it is given waits until then and is written together with an end mark, which the next flush overwrites: all of
+    it or nothing. A pipe or device, which cannot be overwritten, gets no end marks.
+    """
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb", buffering=0)
-        self._truncatable = path.is_file()
+        self._rewritable = path.is_file()
+        self._end_mark = end_mark() if self._rewritable else b""
         self._pending = bytearray()
         self._complete = 0
 
@@ -45,43 +58,36 @@ class WholeChunkFile:
         return len(data)
 
     def tell(self) -> int:
-        """Offset after everything written so far."""
+        """Offset after everything written so far, end marks aside."""
         return self._complete + len(self._pending)
 
-    def flush(self) -> None:
-        """Write what is pending.
+    def flush(self, *, last: bool = False) -> None:
+        """Write what is pending and an end mark; none where it is the last, which holds the end itself.
 
         Raises:
-            OSError: the disk did not take it; the file then ends after the last complete flush.
+            OSError: the disk did not take it; the file is then as the last complete flush left it.
         """
         data, self._pending = bytes(self._pending), bytearray()
-        written = 0
         try:
-            while written < len(data):
-                written += self._file.write(data[written:]) or 0
+            self._write(data if last else data + self._end_mark)
         except OSError:
-            if self._truncatable:
+            if self._rewritable:
                 self._file.truncate(self._complete)
-                self._file.seek(self._complete)
+                if self._complete:
+                    self._write(self._end_mark)
             raise
-        self._complete += written
-
-    def seal(self) -> None:
-        """End the file where it is as a valid MCAP without an index.
-
-        Raises:
-            OSError: not even that fits; the file is still readable from its start.
-        """
-        self._pending.clear()
-        end: Any = RecordBuilder()
-        DataEnd(0).write(end)
-        Footer(summary_start=0, summary_offset_start=0, summary_crc=0).write(end)
-        self.write(end.end() + MCAP0_MAGIC)
-        self.flush()
+        self._complete += len(data)
 
     def close(self) -> None:
         """Close the file without writing."""
         self._file.close()
+
+    def _write(self, data: bytes) -> None:
+        if self._rewritable:
+            self._file.seek(self._complete)
+        written = 0
+        while written < len(data):
+            written += self._file.write(data[written:]) or 0
 
 
 class Recorder:
@@ -139,7 +145,6 @@ class Recorder:
         except OSError as error:
             self.failure = error.strerror or str(error)
             logger.warning("recording to %s stopped, the robot goes on: %s", self._path, self.failure)
-            self._seal()
         finally:
             self._file.close()
 
@@ -171,10 +176,4 @@ class Recorder:
         writer.flush()
         self._recorded = sequence
         writer.finish()
-        file.flush()
-
-    def _seal(self) -> None:
-        try:
-            self._file.seal()
-        except OSError as error:
-            logger.info("%s has no end mark (%s); it is readable without", self._path, error.strerror)
+        file.flush(last=True)

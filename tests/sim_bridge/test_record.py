@@ -5,6 +5,7 @@ import textwrap
 import threading
 
 import pytest
+from mcap.exceptions import McapError
 from mcap.reader import make_reader
 from mcap_protobuf.decoder import DecoderFactory
 
@@ -142,42 +143,64 @@ def test_existing_record_is_never_overwritten(tmp_path):
 
 
 def test_full_disk_stops_recording_with_one_warning_and_leaves_a_whole_mcap_file(tmp_path):
-    """The operating system refuses every byte past 20 kB, as a full disk does."""
-    path = tmp_path / "run.mcap"
+    """The operating system refuses every byte past a limit, as a full disk does; the limits fall anywhere in a chunk."""
     program = f"""
         import logging, resource, time
         from pathlib import Path
         from protos import record_pb2
         from sim_bridge import record
         logging.basicConfig(format="%(message)s")
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        record.FLUSH_INTERVAL_S = 0.01
-        recorder = record.Recorder(Path({str(path)!r}))
-        number = 0
-        deadline = time.monotonic() + 20
-        while not recorder.failure and time.monotonic() < deadline:
-            recorder.write("/tick", record_pb2.Tick(tick=number, problem=str(hash((number, "noise"))) * 4), number)
-            number += 1
-            time.sleep(0.0005)
-        for _ in range(10):
-            recorder.write("/tick", record_pb2.Tick(tick=number), number)
-            number += 1
-        recorder.close()
-        print(number, recorder.dropped, recorder.failure)
+        record.FLUSH_INTERVAL_S = 0.001
+        for limit in range(6_000, 8_000, 51):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, 20_000))
+            recorder = record.Recorder(Path({str(tmp_path)!r}) / f"{{limit}}.mcap")
+            number = 0
+            deadline = time.monotonic() + 20
+            while not recorder.failure and time.monotonic() < deadline:
+                recorder.write("/tick", record_pb2.Tick(tick=number, problem=str(number**20)), number)
+                number += 1
+                time.sleep(0.0005)
+            for _ in range(10):
+                recorder.write("/tick", record_pb2.Tick(tick=number), number)
+                number += 1
+            recorder.close()
+            print(limit, number, recorder.dropped, recorder.failure)
     """
     process = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=120, check=True
     )
-    offered, dropped, failure = process.stdout.split(maxsplit=2)
-    assert failure.strip() == os.strerror(27)
-    assert process.stderr.count("stopped, the robot goes on") == 1
-    assert len(process.stderr.splitlines()) == 1
-    ticks = [message.tick for message in read_record(path)]
-    assert len(ticks) > 10
-    assert ticks == list(range(len(ticks)))
-    assert int(dropped) == int(offered) - len(ticks) >= 10
-    with path.open("rb") as file:
-        assert sum(1 for _ in make_reader(file).iter_messages()) == len(ticks)
+    reports = process.stdout.splitlines()
+    assert len(reports) == 40
+    assert process.stderr.count("stopped, the robot goes on") == len(process.stderr.splitlines()) == len(reports)
+    for report in reports:
+        limit, offered, dropped, failure = report.split(maxsplit=3)
+        path = tmp_path / f"{limit}.mcap"
+        assert failure == os.strerror(27)
+        ticks = [message.tick for message in read_record(path)]
+        assert len(ticks) > 10
+        assert ticks == list(range(len(ticks)))
+        assert int(dropped) == int(offered) - len(ticks) >= 10
+        with path.open("rb") as file:
+            assert sum(1 for _ in make_reader(file).iter_messages()) == len(ticks)
+
+
+def test_record_under_way_is_a_whole_mcap_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("sim_bridge.record.FLUSH_INTERVAL_S", 0.001)
+    recorder = Recorder(tmp_path / "run.mcap")
+    for number in range(5):
+        recorder.write("/tick", tick(number), number)
+        wait_until(lambda count=number + 1: _count(tmp_path / "run.mcap") == count)
+    recorder.close()
+    assert _count(tmp_path / "run.mcap") == 5
+
+
+def _count(path):
+    """Messages that a reader which starts from the end of the file finds; -1 while a write is under way."""
+    try:
+        with path.open("rb") as file:
+            return sum(1 for _ in make_reader(file).iter_messages())
+    except McapError:
+        return -1
 
 
 def test_device_without_space_stops_recording(caplog):
