@@ -1,11 +1,12 @@
 """The deterministic actor a = pi(s) and what it climbs: a functional of the sampled returns."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from dst_core.networks import ActionScale, Standardiser, mlp
+from dst_core.networks import ActionScale, Standardiser, linearised, mlp
 
 Risk = Literal["mean", "cvar", "mean-std"]
 
@@ -22,6 +23,18 @@ class Actor(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         """The action in the user's units."""
         return self.action.from_unit(torch.tanh(self.layers(self.observation.standardise(observation))))
+
+
+    def linearised(self, observation: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The action at (R, S), (R, A), and how its cotangents (R, C, A) are drawn back to the observation, (R, C, S)."""
+        network = linearised(self.layers, self.observation.standardise(observation))
+        squashed = torch.tanh(network.value)
+        slope = (self.action.half_range * (1 - squashed.square())).unsqueeze(1)
+
+        def pull_back(cotangent: Tensor) -> Tensor:
+            return network.pull_back(cotangent * slope) / self.observation.std
+
+        return self.action.from_unit(squashed), pull_back
 
 
 def objective(returns: Tensor, *, risk: Risk, risk_level: float) -> Tensor:

@@ -6,10 +6,13 @@ from torch import Tensor, nn
 from dst_core.actor import Actor, objective
 from dst_core.agent_config import AgentConfig
 from dst_core.algorithms import make_learner
+from dst_core.critic_learner import CriticLearner
+from dst_core.execution import EAGER, Execution
 from dst_core.networks import ActionScale, Standardiser, descend, polyak, target_of
 from dst_core.targets import return_range
-from dst_core.world_model import LearnedModel, StepModel, Transition
+from dst_core.world_model import LearnedModel, StepModel, Transition, unchanged
 from dst_core.world_models.choice import make_world_model
+from dst_core.world_models.conditional_vae import ConditionalVae
 from sim_bridge.tasks.perturbations import Environment
 
 DIVERGENCE_MARGIN = (
@@ -26,6 +29,7 @@ class Agent(nn.Module):
         action_high: (A,) greatest action.
         observation_size: S.
         env: the task, needed by world models that know it: hybrid and simulator.
+        execution: how updates are computed.
 
     Raises:
         TaskError: if the task is not one that the chosen world model can know.
@@ -39,6 +43,7 @@ class Agent(nn.Module):
         action_high: Tensor,
         observation_size: int,
         env: Environment | None = None,
+        execution: Execution = EAGER,
     ) -> None:
         super().__init__()
         self.observation = Standardiser(observation_size)
@@ -47,7 +52,9 @@ class Agent(nn.Module):
         self.actor = Actor(observation=self.observation, action=self.action, hidden=config.hidden)
         self.target_actor = target_of(self.actor)
         self.model: StepModel = make_world_model(config, observation=self.observation, action=self.action, env=env)
-        self.critics = make_learner(config, observation=self.observation, action=self.action, policy=self.actor.forward)
+        self.critics = make_learner(
+            config, observation=self.observation, action=self.action, policy=self.actor.forward, execution=execution
+        )
         self.actor_optimiser = torch.optim.Adam(self.actor.parameters(), lr=config.learning_rate, fused=True)
         self.model_optimiser = (
             torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
@@ -56,6 +63,9 @@ class Agent(nn.Module):
         )
         self.config = config
         self.updates = 0
+        compiles = isinstance(self.model, ConditionalVae) and self.model.base is unchanged
+        self._model_losses = (execution if compiles else EAGER).prepare(self.model_losses_along)
+        self._climb = execution.prepare(self.climb_along)
 
     @property
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
@@ -94,7 +104,8 @@ class Agent(nn.Module):
         """One step of the world model on real transitions, where one is learned; returns its losses."""
         if self.model_optimiser is None or not isinstance(self.model, LearnedModel):
             return {}
-        losses = self.model.losses(transition, generator)
+        self.model.project()
+        losses = self._model_losses(*transition, self.model.fit_noise(len(transition.reward), generator))
         descend(
             self.model_optimiser,
             torch.stack(list(losses.values())).sum(),
@@ -110,11 +121,37 @@ class Agent(nn.Module):
             actions that lies clearly beyond the returns that the rewards seen allow, the early sign of divergence; 0 while all rewards
             seen were zero, which say nothing about the size of returns.
         """
-        returns = self.critics.returns(transition.observation, self.actor(transition.observation), generator)
+        learner = self.critics
+        if isinstance(learner, CriticLearner):
+            noise = learner.critic.draw_noise(len(transition.reward), learner.samples, generator)
+            value, outside = self._climb(transition.observation, noise)
+        else:
+            returns = learner.returns(transition.observation, self.actor(transition.observation), generator)
+            value, outside = self._judged(returns)
+        descend(self.actor_optimiser, -value / learner.critic.return_scale, max_gradient_norm=self.config.max_gradient_norm)
+        return {"actor_objective": value.detach(), "returns_out_of_range": outside}
+
+    def model_losses_along(
+        self,
+        observation: Tensor,
+        action: Tensor,
+        reward: Tensor,
+        next_observation: Tensor,
+        terminated: Tensor,
+        noise: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """The world model's losses on the columns of a transition."""
+        assert isinstance(self.model, LearnedModel)
+        return self.model.losses_along(Transition(observation, action, reward, next_observation, terminated), noise)
+
+    def climb_along(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """What the actor climbs and how much of the law is out of range, along noise of a generative critic (E, B, N, noise)."""
+        assert isinstance(self.critics, CriticLearner)
+        return self._judged(self.critics.returns_along(observation, self.actor(observation), noise))
+
+    def _judged(self, returns: Tensor) -> tuple[Tensor, Tensor]:
         value = objective(returns, risk=self.config.risk, risk_level=self.config.risk_level).mean()
-        scale = self.critics.critic.return_scale
-        descend(self.actor_optimiser, -value / scale, max_gradient_norm=self.config.max_gradient_norm)
         low, high = return_range((self.reward.low[0], self.reward.high[0]), self.config.discount)
         margin = DIVERGENCE_MARGIN * (high - low)
         outside = ((returns < low - margin) | (returns > high + margin)) & (high > low)
-        return {"actor_objective": value.detach(), "returns_out_of_range": outside.to(value.dtype).mean()}
+        return value, outside.to(value.dtype).mean()

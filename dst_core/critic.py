@@ -13,12 +13,13 @@ everything runs once per sample: a larger class of laws at a higher price. E cri
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dst_core.networks import ActionScale, EnsembleLinear, Standardiser
+from dst_core.networks import ActionScale, EnsembleLinear, Standardiser, chain_product, silu
 
 NoiseEntry = Literal["layer-2", "input"]
 INITIAL_NOISE = 0.3  # standard deviation; a law that starts narrow widens to its target sooner than a wide one shrinks
@@ -79,20 +80,27 @@ class GenerativeCritic(nn.Module, ABC):
             action: (B, A) or (E, B, A), in the user's units.
             noise: (E, B or 1, N, noise); one row is shared by the whole batch.
         """
-        first, second = self._hidden(observation, action, noise)
-        gate = torch.sigmoid(second)
-        activated = second * gate
-        slope_second = gate * (1 + second * (1 - gate)) * self.head.weight[:, None].transpose(-1, -2)
-        through_trunk = slope_second.flatten(1, 2) @ self.trunk_out.weight.transpose(-1, -2)
-        slope_first = through_trunk.view_as(slope_second) * _silu_slope(first)
-        into_inputs = slope_first.flatten(1, 2) @ self.trunk_in.weight.transpose(-1, -2)
-        gradient = self.return_scale * into_inputs.view(*slope_second.shape[:3], -1)
-        by_observation, by_action = gradient.tensor_split([self.observation_size], -1)
+        columns = self.joint_columns(observation, action, noise, blocks=("state", "action"))
+        returns, by_observation, by_action = columns.tensor_split([1, 1 + self.observation_size], -1)
         return JointSamples(
-            returns=self._returns(activated),
-            action_gradient=by_action / self.action.half_range,
-            observation_gradient=by_observation / self.observation.std,
+            returns=returns.squeeze(-1), action_gradient=by_action, observation_gradient=by_observation
         )
+
+    def joint_columns(self, observation: Tensor, action: Tensor, noise: Tensor, *, blocks: Sequence[str]) -> Tensor:
+        """The return and the gradients asked for, of "action" and "state", side by side: (E, B, N, 1 + D); arguments as `joint`."""
+        first, second = self._hidden(observation, action, noise)
+        activated, slope = silu(second)
+        returns = self._returns(activated).unsqueeze(-1)
+        if not blocks:
+            return returns
+        by_observation, by_action = self.trunk_in.weight.tensor_split([self.observation_size], 1)
+        into = {
+            "state": by_observation / self.observation.std.unsqueeze(-1),
+            "action": by_action / self.action.half_range.unsqueeze(-1),
+        }
+        weights = [torch.cat([into[block] for block in blocks], 1), self.trunk_out.weight]
+        gradient = chain_product(slope * self.head.weight.mT.unsqueeze(1), [silu(first)[1]], weights)
+        return torch.cat([returns, self.return_scale * gradient], -1)
 
     @abstractmethod
     def _hidden(self, observation: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,9 +115,10 @@ class GenerativeCritic(nn.Module, ABC):
         return (noise.flatten(1, 2) @ self.noise_in).view(*noise.shape[:3], -1)
 
     def _returns(self, activated: Tensor) -> Tensor:
-        flat = self.head(activated.flatten(1, 2))
-        returns: Tensor = self.return_scale * flat.view(activated.shape[:3])
-        return returns
+        """In the precision of the parameters, also where matrix products are done in a lower one: returns are often far from zero."""
+        weight, bias = self.head.weight, self.head.bias
+        exact = (activated.to(weight.dtype) * weight.mT.unsqueeze(1)).sum(-1) + bias
+        return self.return_scale * exact
 
 
 class LayerTwoNoiseCritic(GenerativeCritic):
@@ -131,8 +140,3 @@ class InputNoiseCritic(GenerativeCritic):
 
 
 CRITICS: dict[NoiseEntry, type[GenerativeCritic]] = {"layer-2": LayerTwoNoiseCritic, "input": InputNoiseCritic}
-
-
-def _silu_slope(x: Tensor) -> Tensor:
-    gate = torch.sigmoid(x)
-    return gate * (1 + x * (1 - gate))

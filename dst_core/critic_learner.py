@@ -4,12 +4,15 @@ import torch
 from torch import Tensor, nn
 
 from dst_core.actor import Actor
+from dst_core.closed_form_target import TargetNoise, closed_form_target
 from dst_core.critic import GenerativeCritic
+from dst_core.execution import EAGER, Execution
 from dst_core.mmd import Estimator, Kernel
 from dst_core.networks import descend, polyak, target_of
 from dst_core.sobolev_loss import Distance, JointScale, sobolev_loss
 from dst_core.targets import sobolev_target, truncate
-from dst_core.world_model import StepModel, Transition
+from dst_core.world_model import StepModel, Transition, unchanged
+from dst_core.world_models.conditional_vae import ConditionalVae
 
 
 class CriticLearner(nn.Module):
@@ -33,6 +36,7 @@ class CriticLearner(nn.Module):
         polyak: float,
         learning_rate: float,
         max_gradient_norm: float,
+        execution: Execution = EAGER,
     ) -> None:
         super().__init__()
         self.critic = critic
@@ -51,9 +55,23 @@ class CriticLearner(nn.Module):
         self.gradient_weight = gradient_weight
         self.polyak = polyak
         self.max_gradient_norm = max_gradient_norm
+        self._closed_form_target = execution.prepare(self.target_along)
+        self._loss = execution.prepare(self.loss_along)
 
     def target(self, transition: Transition, *, model: StepModel, actor: Actor, generator: torch.Generator) -> Tensor:
-        """Truncated samples of the Sobolev Bellman target, (B, K, D); arguments as `step`."""
+        """Truncated samples of the Sobolev Bellman target, (B, K, D); arguments as `step`.
+
+        In closed form where model and actor have one; otherwise by autograd.
+        """
+        if isinstance(model, ConditionalVae) and model.base is unchanged and isinstance(actor, Actor):
+            noise = TargetNoise.draw(
+                len(transition.reward),
+                samples=self.samples,
+                model=model,
+                critic=self.target_critic,
+                generator=generator,
+            )
+            return self._closed_form_target(transition.observation, transition.action, noise, model, actor)
         samples = sobolev_target(
             transition.observation,
             transition.action,
@@ -66,6 +84,43 @@ class CriticLearner(nn.Module):
             generator=generator,
         )
         return truncate(samples, self.truncate)
+
+    def target_along(
+        self, observation: Tensor, action: Tensor, noise: TargetNoise, model: ConditionalVae, actor: Actor
+    ) -> Tensor:
+        """Truncated samples of the target in closed form along the noise given, (B, K, D)."""
+        samples = closed_form_target(
+            observation,
+            action,
+            noise=noise,
+            model=model,
+            actor=actor,
+            critic=self.target_critic,
+            discount=self.discount,
+            samples=self.samples,
+            blocks=self.blocks,
+        )
+        return truncate(samples, self.truncate)
+
+    def loss_along(self, observation: Tensor, action: Tensor, target: Tensor, noise: Tensor) -> Tensor:
+        """Distance of the critics' law along noise (E, B, N, noise) to the target (B, K, D), () in standardised units."""
+        return sobolev_loss(
+            self.critic.joint_columns(observation, action, noise, blocks=self.blocks),
+            target,
+            std=self.scale.std,
+            gradient_weight=self.gradient_weight,
+            distance=self.distance,
+            kernel=self.kernel,
+            bandwidth=self.bandwidth,
+            estimator=self.estimator,
+            blocks=self.blocks,
+        )
+
+    def returns_along(self, observation: Tensor, action: Tensor, noise: Tensor) -> Tensor:
+        """`returns` along noise (E, B, N, noise); the critics' parameters get no gradient."""
+        frozen = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
+        returns: Tensor = torch.func.functional_call(self.critic, frozen, (observation, action, noise))
+        return returns
 
     def returns(self, observation: Tensor, action: Tensor, generator: torch.Generator) -> Tensor:
         """Return samples of every critic, (E, B, N) in units of reward, differentiable in observation (B, S) and action (B, A)."""
@@ -90,21 +145,8 @@ class CriticLearner(nn.Module):
         """
         target = self.target(transition, model=model, actor=actor, generator=generator)
         self.scale.update(target)
-        loss = sobolev_loss(
-            self.critic.joint(
-                transition.observation,
-                transition.action,
-                self.critic.draw_noise(len(transition.reward), self.samples, generator),
-            ),
-            target,
-            std=self.scale.std,
-            gradient_weight=self.gradient_weight,
-            distance=self.distance,
-            kernel=self.kernel,
-            bandwidth=self.bandwidth,
-            estimator=self.estimator,
-            blocks=self.blocks,
-        )
+        noise = self.critic.draw_noise(len(transition.reward), self.samples, generator)
+        loss = self._loss(transition.observation, transition.action, target, noise)
         descend(self.optimiser, loss, max_gradient_norm=self.max_gradient_norm)
         polyak(self.target_critic, self.critic, self.polyak)
         returns = target[..., 0]

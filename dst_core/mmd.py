@@ -65,8 +65,8 @@ def mmd2(
         all_pairs, count = similarity(a, a), a.shape[-2]
         if estimator == "biased":
             return all_pairs.mean((-2, -1))
-        diagonal = all_pairs.diagonal(dim1=-2, dim2=-1)
-        return (all_pairs.sum((-2, -1)) - diagonal.sum(-1)) / (count * (count - 1))
+        diagonal = count * KERNELS[kernel](a.new_zeros(()), bandwidth)
+        return (all_pairs.sum((-2, -1)) - diagonal) / (count * (count - 1))
 
     return within(x) + within(y) - 2.0 * similarity(x, y).mean((-2, -1))
 
@@ -90,7 +90,7 @@ def cross_fitted_sliced_mmd2(x: Tensor, y: Tensor, *, bandwidth: float, kernel: 
     The maximum over one and the same samples is positive even there, and grows with the spread of the predicted law, which it therefore
     shrinks. Arguments, result and errors as `mmd2`, with at least four samples a side.
     """
-    halves = [(x[..., start::2, :], y[..., start::2, :]) for start in (0, 1)]
+    halves = list(zip(x.tensor_split(2, -2), y.tensor_split(2, -2), strict=True))
     directions = [steepest_direction(*half, bandwidth=bandwidth, kernel=kernel) for half in halves]
     measured = [
         sliced_mmd2(*half, direction, bandwidth=bandwidth, kernel=kernel)
@@ -131,12 +131,13 @@ def steepest_direction(
     back and the next one is shorter. The highest climber wins.
     """
 
+    def height_of(direction: Tensor) -> tuple[Tensor, Tensor]:
+        value = sliced_mmd2(x, y, direction, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
+        return value.sum(), value
+
     def climbed(direction: Tensor) -> tuple[Tensor, Tensor]:
-        trial = direction.clone().requires_grad_()
-        with torch.enable_grad():
-            value = sliced_mmd2(x, y, trial, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
-            (slope,) = torch.autograd.grad(value.sum(), trial)
-        return value.detach(), slope
+        slope, (_, value) = torch.func.grad_and_value(height_of, has_aux=True)(direction)
+        return value, slope
 
     x, y = x.detach(), y.detach()
     difference = x.mean(-2) - y.mean(-2)

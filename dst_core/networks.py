@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +104,78 @@ class EnsembleLinear(nn.Module):
         if x.dim() == 2:
             x = x.expand(len(self.weight), *x.shape)
         return torch.baddbmm(self.bias, x, self.weight)
+
+
+def silu(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x sigmoid(x) and its slope, elementwise."""
+    gate = torch.sigmoid(x)
+    return x * gate, gate * (1 + x * (1 - gate))
+
+
+def chain_product(cotangent: Tensor, slopes: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Cotangents drawn back through layers: (((cotangent W_n' * slope_n-1) W_n-1') ... W_1'), multiplied in the cheapest order.
+
+    The product of matrices is associative: rows of cotangents may go backward, inputs forward, or outputs backward, whichever are fewest.
+
+    Args:
+        cotangent: (..., R, out).
+        slopes: of the activations behind each layer but the last, (..., 1 or R, H).
+        weights: of each layer, (in, out) shared by all leading axes or (E, in, out) for the members of the first one.
+
+    Returns:
+        (..., R, in).
+    """
+    rows, inputs, outputs = cotangent.shape[-2], weights[0].shape[-2], weights[-1].shape[-1]
+    shared = all(slope.shape[-2] == 1 for slope in slopes)
+    if shared and inputs < rows and inputs <= outputs:
+        tangent = _over_batch(weights[0])
+        for slope, weight in zip(slopes, weights[1:], strict=True):
+            tangent = _times(tangent * slope, weight)
+        return cotangent @ tangent.mT
+    if shared and outputs < rows:
+        return cotangent @ _backward(_over_batch(weights[-1].mT) * slopes[-1], slopes[:-1], weights[:-1])
+    return _backward(_times(cotangent, weights[-1].mT) * slopes[-1], slopes[:-1], weights[:-1])
+
+
+def _backward(cotangent: Tensor, slopes: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    for slope, weight in zip(reversed(slopes), reversed(weights[1:]), strict=True):
+        cotangent = _times(cotangent, weight.mT) * slope
+    return _times(cotangent, weights[0].mT)
+
+
+def _over_batch(weight: Tensor) -> Tensor:
+    return weight if weight.dim() == 2 else weight.unsqueeze(1)
+
+
+def _times(rows: Tensor, weight: Tensor) -> Tensor:
+    if weight.dim() == 2:
+        return (rows.flatten(0, -2) @ weight).unflatten(0, rows.shape[:-1])
+    return (rows.flatten(1, -2) @ weight).unflatten(1, rows.shape[1:-1])
+
+
+class Linearised(NamedTuple):
+    """The value of a perceptron, and how cotangents are drawn back through it."""
+
+    value: Tensor
+    """(R, out)"""
+    slopes: list[Tensor]
+    """Of its activations, each (R, 1, H)."""
+    weights: list[Tensor]
+    """Of its layers, each (in, out)."""
+
+    def pull_back(self, cotangent: Tensor) -> Tensor:
+        """(R, C, out) to (R, C, in)."""
+        return chain_product(cotangent, self.slopes, self.weights)
+
+
+def linearised(network: nn.Sequential, x: Tensor) -> Linearised:
+    """A perceptron as `mlp` makes it at the rows x, (R, in)."""
+    slopes = []
+    *hidden, last = [layer for layer in network if isinstance(layer, nn.Linear)]
+    for layer in hidden:
+        x, slope = silu(layer(x))
+        slopes.append(slope.unsqueeze(1))
+    return Linearised(last(x), slopes, [layer.weight.mT for layer in (*hidden, last)])
 
 
 def mlp(inputs: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:

@@ -33,7 +33,7 @@ class JointScale(nn.Module):
 
 
 def sobolev_loss(
-    predicted: JointSamples,
+    predicted: JointSamples | Tensor,
     target: Tensor,
     *,
     std: Tensor,
@@ -47,7 +47,7 @@ def sobolev_loss(
     """Distance of each critic's joint law to the target's, averaged over the batch and summed over the critics.
 
     Args:
-        predicted: E critics' samples with their own gradients.
+        predicted: E critics' samples with their own gradients, as `joint` or, for these blocks, `joint_columns` gives them.
         target: (B, K, D), detached; columns as `sobolev_target` gives them for the same blocks.
         std: (D,) scale of each column, in the user's units.
         gradient_weight: weight of the gradient columns against the return, in standardised units.
@@ -60,10 +60,7 @@ def sobolev_loss(
     Returns:
         (): loss in standardised units.
     """
-    gradients = [
-        {"action": predicted.action_gradient, "state": predicted.observation_gradient}[block] for block in blocks
-    ]
-    joint = torch.cat([predicted.returns.unsqueeze(-1), *gradients], -1)
+    joint = predicted if isinstance(predicted, Tensor) else _columns(predicted, blocks)
     weight = torch.full_like(std, gradient_weight)
     weight[0] = 1.0
     unit = weight / std
@@ -75,3 +72,8 @@ def sobolev_loss(
     else:
         discrepancy = max_sliced_mmd2(x, y, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
     return discrepancy.mean(-1).sum()
+
+
+def _columns(samples: JointSamples, blocks: tuple[str, ...]) -> Tensor:
+    gradients = {"action": samples.action_gradient, "state": samples.observation_gradient}
+    return torch.cat([samples.returns.unsqueeze(-1), *(gradients[block] for block in blocks)], -1)

@@ -19,6 +19,7 @@ def sobolev_target(
     discount: float,
     samples: int,
     blocks: tuple[str, ...] = ("action",),
+    noise: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Target samples for replayed state-action pairs (method, section 2).
@@ -38,10 +39,11 @@ def sobolev_target(
         discount: per step.
         samples: M per transition and target critic.
         blocks: gradients stacked below the return, of "action" and "state" in this order.
-        generator: source of all noise.
+        noise: of the target critics, (E, B * M, 1, noise), drawn where none is given.
+        generator: source of all other noise.
 
     Returns:
-        (B, E * M, D), detached, columns return [reward], action gradient [reward per action unit], state gradient [reward per
+        (B, M * E, D), detached, columns return [reward], action gradient [reward per action unit], state gradient [reward per
         observation unit].
 
     Raises:
@@ -59,7 +61,8 @@ def sobolev_target(
     with torch.enable_grad():
         draw = model.sample(state, chosen, generator)
         next_action = actor(draw.next_observation)
-        noise = critic.draw_noise(batch * samples, 1, generator)
+        if noise is None:
+            noise = critic.draw_noise(batch * samples, 1, generator)
         future = critic(
             draw.next_observation.view(members, batch * samples, -1),
             next_action.view(members, batch * samples, -1),
@@ -69,7 +72,7 @@ def sobolev_target(
         y = y + (y.clamp(*return_range(model.reward_range, discount)) - y).detach()
         gradients = _gradients(y, {block: {"action": chosen, "state": state}[block] for block in blocks}, model)
     joint = torch.cat([y.unsqueeze(-1), *gradients], -1).detach()
-    return joint.view(*copies, -1).transpose(0, 1).flatten(1, 2)
+    return joint.view(*copies, -1).permute(1, 2, 0, 3).flatten(1, 2)
 
 
 def _gradients(y: Tensor, inputs: dict[str, Tensor], model: StepModel) -> list[Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dst_core.networks import ActionScale, Standardiser, mlp
+from dst_core.networks import ActionScale, Standardiser, linearised, mlp
 
 StepFunction = Callable[[Tensor, Tensor], Tensor]
 """Observation (R, S) and action (R, A) to a first guess of the next observation (R, S), differentiable in both."""
@@ -53,6 +53,11 @@ class StepModel(Protocol):
         ...
 
 
+PullBack = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Cotangents of next observation (B, J, C, S), reward and termination (B, J, C) to those of the inputs asked for, (B, J, C, D)."""
+TERMINATION_HIDDEN = 64  # at most: whether a state is terminal is asked once per imagined step, and has a simple border
+
+
 def unchanged(observation: Tensor, action: Tensor) -> Tensor:  # noqa: ARG001 (a StepFunction)
     """The first guess that nothing moves: models then learn the change of the observation."""
     return observation
@@ -76,7 +81,8 @@ class LearnedModel(nn.Module, ABC):
         self.given_size, self.outcome_size = size + action.center.shape[0], size + 1
         self.outcome = Standardiser(self.outcome_size, std_floor=1e-6)
         self.next_observation = Standardiser(size)
-        self.termination = mlp(size, (hidden, hidden), 1)
+        narrow = min(hidden, TERMINATION_HIDDEN)
+        self.termination = mlp(size, (narrow, narrow), 1)
 
     @abstractmethod
     def draw(self, given: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -86,9 +92,17 @@ class LearnedModel(nn.Module, ABC):
     def log_density(self, given: Tensor, outcome: Tensor, generator: torch.Generator | None) -> Tensor:
         """Log-density of standardised outcomes, or a lower bound of it in expectation: (B,) nats."""
 
-    def density_loss(self, transition: Transition, generator: torch.Generator | None) -> Tensor:
+    def fit_noise(self, batch: int, generator: torch.Generator | None) -> Tensor | None:  # noqa: ARG002 (most need none)
+        """The noise of one evaluation of the losses, where they need any."""
+        return None
+
+    def density_loss(self, transition: Transition, noise: Tensor | None) -> Tensor:  # noqa: ARG002
         """What training minimises, (): mean negative log-density of the standardised outcome unless a model says otherwise."""
-        return -self.log_density(*self.standardised(transition), generator).mean()
+        return -self.log_density(*self.standardised(transition), None).mean()
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Bring parameters that a step of the optimiser moved beyond their limits back to them; most have none."""
 
     @property
     def reward_range(self) -> tuple[Tensor, Tensor]:
@@ -112,9 +126,14 @@ class LearnedModel(nn.Module, ABC):
         Returns:
             `model_loss` and `termination_loss`, each ().
         """
+        self.project()
+        return self.losses_along(transition, self.fit_noise(len(transition.reward), generator))
+
+    def losses_along(self, transition: Transition, noise: Tensor | None) -> dict[str, Tensor]:
+        """`losses` along noise that `fit_noise` gave; `project` is the caller's."""
         logit = self.termination(self.observation.standardise(transition.next_observation)).squeeze(-1)
         return {
-            "model_loss": self.density_loss(transition, generator),
+            "model_loss": self.density_loss(transition, noise),
             "termination_loss": functional.binary_cross_entropy_with_logits(logit, transition.terminated),
         }
 
@@ -135,7 +154,10 @@ class LearnedModel(nn.Module, ABC):
 
     def sample(self, observation: Tensor, action: Tensor, generator: torch.Generator | None = None) -> ModelDraw:
         """Draw one step per row, clamped to the range of the data, differentiable in observation (R, S) and action (R, A)."""
-        drawn = self.draw(self.given(observation, action), generator)
+        return self.step(observation, action, self.draw(self.given(observation, action), generator))
+
+    def step(self, observation: Tensor, action: Tensor, drawn: Tensor) -> ModelDraw:
+        """The step that a standardised outcome (R, S + 1) makes of each row."""
         outcome = self.outcome.clamp(self.outcome.restore(drawn))
         next_observation = self.next_observation.clamp(self.base(observation, action) + outcome[..., :-1])
         termination = torch.sigmoid(self.termination(self.observation.standardise(next_observation)).squeeze(-1))

@@ -6,12 +6,14 @@ prior and adds the decoder's own noise; both are reparameterised, so it is diffe
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from dst_core.networks import ActionScale, Standardiser, mlp
-from dst_core.world_model import LearnedModel, StepFunction, Transition, unchanged
+from dst_core.networks import ActionScale, Standardiser, chain_product, linearised, mlp, silu
+from dst_core.world_model import LearnedModel, ModelDraw, PullBack, StepFunction, Transition, unchanged
 from dst_core.world_models.gaussian import LOG_STD_MAX, LOG_STD_MIN, Gaussian
 
 # A decoder that starts sharp has to use the latent; one that starts wide explains modes away as noise.
@@ -34,17 +36,26 @@ class ConditionalVae(LearnedModel):
         super().__init__(observation=observation, action=action, hidden=hidden, base=base)
         self.encoder = mlp(self.given_size + self.outcome_size, (hidden, hidden), 2 * latent)
         self.prior = mlp(self.given_size, (hidden, hidden), 2 * latent)
-        self.decoder = mlp(self.given_size + latent, (hidden, hidden), self.outcome_size)
+        self.decoder = LatentDecoder(self.given_size, latent, hidden, self.outcome_size)
         self.output_log_std = nn.Parameter(torch.full((self.outcome_size,), INITIAL_OUTPUT_LOG_STD))
+        self.latent = latent
+        self.noise_size = latent + self.outcome_size
 
-    def density_loss(self, transition: Transition, generator: torch.Generator | None) -> Tensor:
+    def fit_noise(self, batch: int, generator: torch.Generator | None) -> Tensor:
+        """Of the posterior's latents, (B, latent)."""
+        return _normal((batch, self.latent), generator, like=self.output_log_std)
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Keep the output scale within its limits; clamped inside the graph, one at a limit could not come back."""
+        self.output_log_std.clamp_(LOG_STD_MIN, LOG_STD_MAX)
+
+    def density_loss(self, transition: Transition, noise: Tensor | None) -> Tensor:
         """Negative evidence lower bound, () in nats per transition."""
-        with torch.no_grad():
-            # Projected, not clamped inside the graph: a scale at its limit must be able to come back.
-            self.output_log_std.clamp_(LOG_STD_MIN, LOG_STD_MAX)
         given, outcome = self.standardised(transition)
         posterior, prior = self._posterior(given, outcome), _gaussian(self.prior(given))
-        log_likelihood = self._decoded(given, posterior.draw(generator)).log_density(outcome)
+        latent = posterior.mean + posterior.log_std.exp() * noise
+        log_likelihood = self._decoded(given, latent).log_density(outcome)
         return (posterior.divergence(prior) - log_likelihood).mean()
 
     def log_density(self, given: Tensor, outcome: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -61,14 +72,112 @@ class ConditionalVae(LearnedModel):
 
     def draw(self, given: Tensor, generator: torch.Generator | None) -> Tensor:
         """A latent from the prior, decoded, with the decoder's own noise."""
-        return self._decoded(given, _gaussian(self.prior(given)).draw(generator)).draw(generator)
+        return self.draw_along(given, _normal((*given.shape[:-1], self.noise_size), generator, like=given))
+
+    def draw_along(self, given: Tensor, noise: Tensor) -> Tensor:
+        """`draw` along noise of the latent and of the output, (R, latent + S + 1)."""
+        of_latent, of_outcome = noise.tensor_split([self.latent], -1)
+        prior = _gaussian(self.prior(given))
+        decoded = self._decoded(given, prior.mean + prior.log_std.exp() * of_latent)
+        return decoded.mean + decoded.log_std.exp() * of_outcome
+
+    def imagine(
+        self, observation: Tensor, action: Tensor, noise: Tensor, *, blocks: Sequence[str]
+    ) -> tuple[ModelDraw, PullBack]:
+        """J steps from each row at once, with their derivatives in closed form: what depends on (s, a) alone is computed once per row.
+
+        Only for a model of the change of the observation, not for one around a step of its own (`base`).
+
+        Args:
+            observation: (B, S).
+            action: (B, A).
+            noise: (B, J, latent + S + 1).
+            blocks: inputs to draw back to, of "action" and "state" in this order.
+
+        Returns:
+            The steps, (B, J, ...), and how cotangents of them are drawn back to the inputs.
+        """
+        given = self.given(observation, action)
+        of_latent, of_outcome = noise.tensor_split([self.latent], -1)
+
+        prior = linearised(self.prior, given)
+        mean, log_std = prior.value.unsqueeze(1).chunk(2, -1)
+        free = _within(log_std, LOG_STD_MIN, LOG_STD_MAX)
+        deviation = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp() * of_latent
+        trunk, trunk_slope = silu(self.decoder.first(given))
+        second = self.decoder.second(trunk).unsqueeze(1) + self.decoder.latent_in(mean + deviation)
+        hidden, slope = silu(second)
+        drawn = self.decoder.head(hidden) + self.output_log_std.exp() * of_outcome
+
+        raw = self.outcome.restore(drawn)
+        outcome = self.outcome.clamp(raw)
+        moved = observation.unsqueeze(1) + outcome[..., :-1]
+        following = self.next_observation.clamp(moved)
+        ends = linearised(self.termination, self.observation.standardise(following).flatten(0, 1))
+        termination = torch.sigmoid(ends.value).view(following.shape[:2])
+        by_following = ends.pull_back(torch.ones_like(ends.value).unsqueeze(1)).view_as(following) / self.observation.std
+        by_following = by_following * (termination * (1 - termination)).unsqueeze(-1)
+
+        def pull_back(at_following: Tensor, at_reward: Tensor, at_termination: Tensor) -> Tensor:
+            at_moved = at_following + at_termination.unsqueeze(-1) * by_following.unsqueeze(2)
+            at_moved = at_moved * _within(moved, *self.next_observation.range).unsqueeze(2)
+            at_raw = torch.cat([at_moved, at_reward.unsqueeze(-1)], -1) * _within(raw, *self.outcome.range).unsqueeze(2)
+            at_hidden = ((at_raw * self.outcome.std) @ self.decoder.head.weight) * slope.unsqueeze(2)
+            at_mean = at_hidden @ self.decoder.latent_in.weight
+            at_prior = torch.cat([at_mean, at_mean * (deviation * free).unsqueeze(2)], -1)
+            weights = [self._by_input(self.decoder.first.weight, blocks), self.decoder.second.weight.mT]
+            into = chain_product(at_hidden.flatten(1, 2), [trunk_slope.unsqueeze(1)], weights)
+            weights = [self._by_input(prior.weights[0].mT, blocks), *prior.weights[1:]]
+            into = into + chain_product(at_prior.flatten(1, 2), prior.slopes, weights)
+            into = into.view(*at_moved.shape[:3], -1)
+            if "state" not in blocks:
+                return into
+            by_change, by_state = into.tensor_split([into.shape[-1] - observation.shape[-1]], -1)
+            return torch.cat([by_change, by_state + at_moved], -1)
+
+        return ModelDraw(following, outcome[..., -1], termination), pull_back
+
+    def _by_input(self, weight: Tensor, blocks: Sequence[str]) -> Tensor:
+        """Rows of a first layer's weight (H, S + A) by the inputs asked for, in their units: (D, H)."""
+        by_state, by_action = weight.mT.tensor_split([len(self.observation.std)])
+        into = {
+            "state": by_state / self.observation.std.unsqueeze(-1),
+            "action": by_action / self.action.half_range.unsqueeze(-1),
+        }
+        return torch.cat([into[block] for block in blocks])
 
     def _posterior(self, given: Tensor, outcome: Tensor) -> Gaussian:
         return _gaussian(self.encoder(torch.cat([given, outcome], -1)))
 
     def _decoded(self, given: Tensor, latent: Tensor) -> Gaussian:
-        mean = self.decoder(torch.cat([given, latent], -1))
+        mean = self.decoder(given, latent)
         return Gaussian(mean, self.output_log_std.expand_as(mean))
+
+
+class LatentDecoder(nn.Module):
+    """Two hidden layers, the latent entering at the second one: the first runs once per (s, a), however many latents are decoded."""
+
+    def __init__(self, given: int, latent: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(given, hidden)
+        self.second = nn.Linear(hidden, hidden)
+        self.latent_in = nn.Linear(latent, hidden, bias=False)
+        self.head = nn.Linear(hidden, outputs)
+
+    def forward(self, given: Tensor, latent: Tensor) -> Tensor:
+        """Rows (R, given) and (R, latent) to (R, outputs)."""
+        first = functional.silu(self.first(given))
+        decoded: Tensor = self.head(functional.silu(self.second(first) + self.latent_in(latent)))
+        return decoded
+
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator | None, *, like: Tensor) -> Tensor:
+    return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def _within(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """Where clamping has a slope, as 0 or 1."""
+    return ((x >= low) & (x <= high)).to(x.dtype)
 
 
 def _gaussian(parameters: Tensor) -> Gaussian:

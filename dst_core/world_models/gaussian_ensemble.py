@@ -46,7 +46,7 @@ class GaussianEnsemble(LearnedModel):
         columns = self.given_size + self.outcome_size
         self.register_buffer("bootstrap", torch.randint(limits.min, limits.max, (members, columns)) | 1)
 
-    def density_loss(self, transition: Transition, generator: torch.Generator | None) -> Tensor:  # noqa: ARG002 (no noise needed)
+    def density_loss(self, transition: Transition, noise: Tensor | None) -> Tensor:  # noqa: ARG002 (none needed)
         """Negative log-likelihood of each member on its bootstrap, mean over members and transitions, () in nats."""
         given, outcome = self.standardised(transition)
         return -(self.bootstrap_weights(transition) * self._law(given).log_density(outcome)).mean()

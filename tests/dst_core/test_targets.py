@@ -83,7 +83,7 @@ def test_gradient_column_is_the_chain_rule_of_section_2(critic: GenerativeCritic
     slope = OBSERVATION[:, None, 0].repeat(1, 3).reshape(9) + 0.9 * 3 * (
         future.observation_gradient[:, :, 0, 0] + 0.5 * future.action_gradient[:, :, 0, 0]
     )
-    torch.testing.assert_close(joint[..., 1], slope.view(2, 3, 3).transpose(0, 1).reshape(3, 6))
+    torch.testing.assert_close(joint[..., 1], slope.view(2, 3, 3).permute(1, 2, 0).reshape(3, 6))
 
 
 def test_certain_termination_does_not_bootstrap(critic: GenerativeCritic) -> None:

@@ -1,0 +1,139 @@
+"""The update as one writes it down: eager, one row of every network per sample, every derivative by autograd.
+
+What `Agent.update` does faster is held against this, in tests for its numbers and in `dst-bench train` for its price.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dst_core.actor import objective
+from dst_core.agent import Agent
+from dst_core.closed_form_target import TargetNoise
+from dst_core.critic import GenerativeCritic
+from dst_core.critic_learner import CriticLearner
+from dst_core.networks import descend, polyak
+from dst_core.sobolev_loss import sobolev_loss
+from dst_core.targets import sobolev_target, truncate
+from dst_core.world_model import ModelDraw, Transition
+from dst_core.world_models.conditional_vae import ConditionalVae
+
+
+class UpdateNoise(NamedTuple):
+    """All noise of one update, as `Agent.update` draws it from a generator."""
+
+    model: Tensor
+    """Of the posterior's latents, (B, latent)."""
+    target: TargetNoise
+    predicted: Tensor
+    """(E, B, N, noise)"""
+    actor: Tensor
+    """(E, B, N, noise)"""
+
+    @classmethod
+    def draw(cls, agent: Agent, batch: int, generator: torch.Generator) -> "UpdateNoise":
+        """In the order of `Agent.update` with an actor step; of an agent that learns by DST through a conditional VAE."""
+        model, learner = agent.model, agent.critics
+        assert isinstance(model, ConditionalVae)
+        assert isinstance(learner, CriticLearner)
+        critic, samples = learner.critic, learner.samples
+        return cls(
+            model.fit_noise(batch, generator),
+            TargetNoise.draw(batch, samples=samples, model=model, critic=critic, generator=generator),
+            critic.draw_noise(batch, samples, generator),
+            critic.draw_noise(batch, samples, generator),
+        )
+
+
+class AlongNoise:
+    """A conditional VAE that draws along given noise, one row (R, latent + S + 1) for each of its inputs."""
+
+    def __init__(self, model: ConditionalVae, noise: Tensor) -> None:
+        self.model = model
+        self.noise = noise
+
+    @property
+    def reward_range(self) -> tuple[Tensor, Tensor]:
+        """That of the model."""
+        return self.model.reward_range
+
+    def sample(self, observation: Tensor, action: Tensor, generator: torch.Generator | None = None) -> ModelDraw:  # noqa: ARG002
+        """The step of every row."""
+        drawn = self.model.draw_along(self.model.given(observation, action), self.noise)
+        return self.model.step(observation, action, drawn)
+
+
+def reference_target(agent: Agent, transition: Transition, noise: TargetNoise) -> Tensor:
+    """Truncated target samples, (B, K, D): every sample imagines its own step from its own copy of (s, a)."""
+    learner, model = agent.critics, agent.model
+    assert isinstance(learner, CriticLearner)
+    assert isinstance(model, ConditionalVae)
+    members, batch, _, returns_per_step, _ = noise.critic.shape
+    samples = learner.samples
+    of_model = noise.model.repeat_interleave(returns_per_step, 1)[:, :samples].expand(members, batch, samples, -1)
+    of_critic = noise.critic.flatten(2, 3)[:, :, :samples].flatten(1, 2).unsqueeze(2)
+    target = sobolev_target(
+        transition.observation,
+        transition.action,
+        model=AlongNoise(model, of_model.reshape(-1, of_model.shape[-1])),
+        actor=agent.target_actor,
+        critic=learner.target_critic,
+        discount=learner.discount,
+        samples=samples,
+        blocks=learner.blocks,
+        noise=of_critic,
+    )
+    return truncate(target, learner.truncate)
+
+
+def reference_joint(
+    critic: GenerativeCritic, observation: Tensor, action: Tensor, noise: Tensor, *, blocks: tuple[str, ...]
+) -> Tensor:
+    """Joint samples (E, B, N, 1 + D) along noise (E, B, N, noise): a row of the network per sample, differentiated by autograd."""
+    members, batch, samples, _ = noise.shape
+    inputs = {
+        name: x[:, None].expand(batch, samples, -1).flatten(0, 1).expand(members, -1, -1).clone().requires_grad_()
+        for name, x in (("state", observation), ("action", action))
+    }
+    returns = critic(inputs["state"], inputs["action"], noise.reshape(members, batch * samples, 1, -1))
+    wanted = [inputs[block] for block in blocks]
+    gradients = torch.autograd.grad(returns.sum(), wanted, create_graph=True) if blocks else ()
+    return torch.cat([returns, *gradients], -1).view(members, batch, samples, -1)
+
+
+def reference_update(agent: Agent, transition: Transition, noise: UpdateNoise) -> dict[str, Tensor]:
+    """World model, critics and actor, each one step: what `Agent.update` does when the actor's turn has come."""
+    learner, model, config = agent.critics, agent.model, agent.config
+    assert isinstance(learner, CriticLearner)
+    assert isinstance(model, ConditionalVae)
+    assert agent.model_optimiser is not None
+    limit = config.max_gradient_norm
+
+    model.project()
+    losses = model.losses_along(transition, noise.model)
+    descend(agent.model_optimiser, torch.stack(list(losses.values())).sum(), max_gradient_norm=limit)
+
+    target = reference_target(agent, transition, noise.target)
+    learner.scale.update(target)
+    loss = sobolev_loss(
+        reference_joint(
+            learner.critic, transition.observation, transition.action, noise.predicted, blocks=learner.blocks
+        ),
+        target,
+        std=learner.scale.std,
+        gradient_weight=learner.gradient_weight,
+        distance=learner.distance,
+        kernel=learner.kernel,
+        bandwidth=learner.bandwidth,
+        estimator=learner.estimator,
+        blocks=learner.blocks,
+    )
+    descend(learner.optimiser, loss, max_gradient_norm=limit)
+    polyak(learner.target_critic, learner.critic, learner.polyak)
+
+    returns = learner.critic(transition.observation, agent.actor(transition.observation), noise.actor)
+    value = objective(returns, risk=config.risk, risk_level=config.risk_level).mean()
+    descend(agent.actor_optimiser, -value / learner.critic.return_scale, max_gradient_norm=limit)
+    polyak(agent.target_actor, agent.actor, config.polyak)
+    return {**losses, "critic_loss": loss.detach(), "actor_objective": value.detach()}
