@@ -24,7 +24,6 @@ class Actor(nn.Module):
         """The action in the user's units."""
         return self.action.from_unit(torch.tanh(self.layers(self.observation.standardise(observation))))
 
-
     def linearised(self, observation: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The action at (R, S), (R, A), and how its cotangents (R, C, A) are drawn back to the observation, (R, C, S)."""
         network = linearised(self.layers, self.observation.standardise(observation))

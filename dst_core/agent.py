@@ -29,7 +29,6 @@ class Agent(nn.Module):
         action_high: (A,) greatest action.
         observation_size: S.
         env: the task, needed by world models that know it: hybrid and simulator.
-        execution: how updates are computed.
 
     Raises:
         TaskError: if the task is not one that the chosen world model can know.
@@ -43,7 +42,6 @@ class Agent(nn.Module):
         action_high: Tensor,
         observation_size: int,
         env: Environment | None = None,
-        execution: Execution = EAGER,
     ) -> None:
         super().__init__()
         self.observation = Standardiser(observation_size)
@@ -52,9 +50,7 @@ class Agent(nn.Module):
         self.actor = Actor(observation=self.observation, action=self.action, hidden=config.hidden)
         self.target_actor = target_of(self.actor)
         self.model: StepModel = make_world_model(config, observation=self.observation, action=self.action, env=env)
-        self.critics = make_learner(
-            config, observation=self.observation, action=self.action, policy=self.actor.forward, execution=execution
-        )
+        self.critics = make_learner(config, observation=self.observation, action=self.action, policy=self.actor.forward)
         self.actor_optimiser = torch.optim.Adam(self.actor.parameters(), lr=config.learning_rate, fused=True)
         self.model_optimiser = (
             torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, fused=True)
@@ -63,9 +59,15 @@ class Agent(nn.Module):
         )
         self.config = config
         self.updates = 0
-        compiles = isinstance(self.model, ConditionalVae) and self.model.base is unchanged
-        self._model_losses = (execution if compiles else EAGER).prepare(self.model_losses_along)
+        self.prepare(EAGER)
+
+    def prepare(self, execution: Execution) -> None:
+        """Compute updates from now on as `execution` says: those of DST; the other algorithms and world models stay eager."""
+        own = isinstance(self.model, ConditionalVae) and self.model.base is unchanged
+        self._model_losses = (execution if own else EAGER).prepare(self.model_losses_along)
         self._climb = execution.prepare(self.climb_along)
+        if isinstance(self.critics, CriticLearner):
+            self.critics.prepare(execution)
 
     @property
     def optimisers(self) -> dict[str, torch.optim.Optimizer]:
@@ -105,7 +107,7 @@ class Agent(nn.Module):
         if self.model_optimiser is None or not isinstance(self.model, LearnedModel):
             return {}
         self.model.project()
-        losses = self._model_losses(*transition, self.model.fit_noise(len(transition.reward), generator))
+        losses = self._model_losses(transition, self.model.fit_noise(len(transition.reward), generator))
         descend(
             self.model_optimiser,
             torch.stack(list(losses.values())).sum(),
@@ -128,21 +130,15 @@ class Agent(nn.Module):
         else:
             returns = learner.returns(transition.observation, self.actor(transition.observation), generator)
             value, outside = self._judged(returns)
-        descend(self.actor_optimiser, -value / learner.critic.return_scale, max_gradient_norm=self.config.max_gradient_norm)
+        descend(
+            self.actor_optimiser, -value / learner.critic.return_scale, max_gradient_norm=self.config.max_gradient_norm
+        )
         return {"actor_objective": value.detach(), "returns_out_of_range": outside}
 
-    def model_losses_along(
-        self,
-        observation: Tensor,
-        action: Tensor,
-        reward: Tensor,
-        next_observation: Tensor,
-        terminated: Tensor,
-        noise: Tensor | None,
-    ) -> dict[str, Tensor]:
-        """The world model's losses on the columns of a transition."""
+    def model_losses_along(self, transition: Transition, noise: Tensor | None) -> dict[str, Tensor]:
+        """The world model's losses."""
         assert isinstance(self.model, LearnedModel)
-        return self.model.losses_along(Transition(observation, action, reward, next_observation, terminated), noise)
+        return self.model.losses_along(transition, noise)
 
     def climb_along(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """What the actor climbs and how much of the law is out of range, along noise of a generative critic (E, B, N, noise)."""

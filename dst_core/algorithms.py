@@ -13,7 +13,6 @@ from dst_core.baselines.td3 import Td3Learner
 from dst_core.baselines.tqc import TqcLearner
 from dst_core.critic import CRITICS, GenerativeCritic
 from dst_core.critic_learner import CriticLearner
-from dst_core.execution import EAGER, Execution
 from dst_core.networks import ActionScale, Standardiser
 
 
@@ -50,7 +49,6 @@ def make_learner(
     observation: Standardiser,
     action: ActionScale,
     policy: Callable[[Tensor], Tensor],
-    execution: Execution = EAGER,
 ) -> CriticLearner | Td3Learner | TqcLearner | MageLearner | IqnLearner | MmdLearner:
     """The critic learner of `config.algorithm`.
 
@@ -59,7 +57,6 @@ def make_learner(
         observation: scale of the observation, shared with the actor.
         action: limits of the action.
         policy: the current actor, for algorithms that learn at its actions.
-        execution: how dst computes; the others are always eager.
     """
     scales = Scales(observation=observation, action=action)
     common = Learning(
@@ -80,7 +77,6 @@ def make_learner(
                 bandwidth=config.bandwidth,
                 estimator=config.estimator,
                 gradient_weight=config.gradient_weight,
-                execution=execution,
                 **common,
             )
         case "mmd":

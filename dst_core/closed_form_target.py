@@ -52,7 +52,8 @@ class TargetNoise(NamedTuple):
         like = critic.noise_in
         counts = [math.prod(shape) for shape in shapes]
         noise = torch.randn(sum(counts), generator=generator, device=like.device, dtype=like.dtype)
-        of_model, of_critic = (part.view(shape) for part, shape in zip(noise.split(counts), shapes, strict=True))
+        parts = noise.tensor_split([counts[0]])
+        of_model, of_critic = (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
         return cls(of_model, of_critic)
 
 
@@ -90,7 +91,9 @@ def closed_form_target(
     following = draw.next_observation.flatten(0, 1)
     next_action, to_following = actor.linearised(following)
     columns = critic.joint_columns(following, next_action, noise.critic.flatten(1, 2), blocks=("state", "action"))
-    future, by_following, by_action = columns.permute(1, 2, 0, 3).flatten(1, 2).tensor_split([1, 1 + following.shape[-1]], -1)
+    future, by_following, by_action = (
+        columns.permute(1, 2, 0, 3).flatten(1, 2).tensor_split([1, 1 + following.shape[-1]], -1)
+    )
     shape = (batch, steps, returns_per_step * members)
     future = future.view(shape)
     remaining = discount * (1 - draw.termination).unsqueeze(-1)

@@ -30,6 +30,12 @@ class TrainConfig:
     """What disturbs the task, as name=scale in any order: actuation, observation, dynamics, friction, mass, gravity, dropout, delay."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the networks live; auto takes CUDA where there is one."""
+    compile: Literal["auto", "off"] = "auto"
+    """Compile dst's updates: auto does from 3000 updates on, where there is a C++ compiler, and keeps the code in ~/.cache/dst."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of matrix products in dst's updates: auto measures which is faster in runs of 3000 updates and more, and takes float32 in others."""
+    threads: int = 1
+    """Threads of torch on the CPU; more stall when another process wants a core. 0 measures, in runs of 3000 updates and more."""
     resume: bool = False
     """Continue the run in --out; every other choice but --steps, --device and --video must be as it was."""
     video: bool = False
@@ -57,6 +63,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require_choices(self)
+        require("threads", self.threads, "be at least 0", self.threads >= 0)
         require("seed", self.seed, f"lie in 0..{MAX_SEED}", 0 <= self.seed <= MAX_SEED)
         require("exploration", self.exploration, "be finite and not negative", 0 <= self.exploration < math.inf)
         for name in (

@@ -82,9 +82,7 @@ class GenerativeCritic(nn.Module, ABC):
         """
         columns = self.joint_columns(observation, action, noise, blocks=("state", "action"))
         returns, by_observation, by_action = columns.tensor_split([1, 1 + self.observation_size], -1)
-        return JointSamples(
-            returns=returns.squeeze(-1), action_gradient=by_action, observation_gradient=by_observation
-        )
+        return JointSamples(returns=returns.squeeze(-1), action_gradient=by_action, observation_gradient=by_observation)
 
     def joint_columns(self, observation: Tensor, action: Tensor, noise: Tensor, *, blocks: Sequence[str]) -> Tensor:
         """The return and the gradients asked for, of "action" and "state", side by side: (E, B, N, 1 + D); arguments as `joint`."""

@@ -36,7 +36,6 @@ class CriticLearner(nn.Module):
         polyak: float,
         learning_rate: float,
         max_gradient_norm: float,
-        execution: Execution = EAGER,
     ) -> None:
         super().__init__()
         self.critic = critic
@@ -55,6 +54,10 @@ class CriticLearner(nn.Module):
         self.gradient_weight = gradient_weight
         self.polyak = polyak
         self.max_gradient_norm = max_gradient_norm
+        self.prepare(EAGER)
+
+    def prepare(self, execution: Execution) -> None:
+        """Compute from now on as `execution` says, where target and loss have a closed form."""
         self._closed_form_target = execution.prepare(self.target_along)
         self._loss = execution.prepare(self.loss_along)
 

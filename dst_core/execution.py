@@ -1,11 +1,14 @@
 """How updates are computed: compiled or eager, and in which precision matrix products are done."""
 
+import contextlib
 import functools
+import importlib.util
+import math
 import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, ParamSpec, TypeVar
@@ -18,7 +21,8 @@ R = TypeVar("R")
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: dict[Precision, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
-WORTHWHILE = 1.3  # a lower precision must be this much faster in a matrix product to be chosen
+WORTHWHILE = 1.3  # a lower precision or more threads must be this much faster in a matrix product to be chosen
+WORTH_COMPILING_UPDATES = 3000  # compiling takes about a minute where nothing is cached
 TRIALS = 9
 
 
@@ -30,6 +34,10 @@ class Execution:
     """Fuse each part into static native code (torch.compile); a part's first call then takes tens of seconds unless it is cached."""
     precision: Precision = "float32"
     """Of matrix products; sums of squares, returns and parameters stay as they are."""
+    threads: int = 1
+    """Of torch on the CPU."""
+    device: str = "cpu"
+    """Kind of device, cpu or cuda."""
 
     def prepare(self, part: Callable[P, R]) -> Callable[P, R]:
         """The part as it is to be called: always with tensors of the same shapes."""
@@ -42,8 +50,7 @@ class Execution:
 
         @functools.wraps(part)
         def lowered(*args: P.args, **kwargs: P.kwargs) -> R:
-            device = next(value.device for value in args if isinstance(value, Tensor))
-            with torch.autocast(device.type, dtype=PRECISIONS[self.precision]):
+            with torch.autocast(self.device, dtype=PRECISIONS[self.precision]):
                 return part(*args, **kwargs)
 
         return lowered
@@ -53,10 +60,9 @@ EAGER = Execution()
 
 
 def can_compile(device: torch.device) -> bool:
-    """Whether there is what torch.compile needs: a C++ compiler, or Triton on CUDA."""
-    if device.type == "cuda":
-        return torch.utils._triton.has_triton()  # type: ignore[no-untyped-call]
-    return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "clang++"))
+    """Whether there is what torch.compile needs: a C++ compiler, and Triton for CUDA."""
+    compiler = any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
+    return compiler and (device.type != "cuda" or importlib.util.find_spec("triton") is not None)
 
 
 def keep_compiled_code() -> None:
@@ -65,13 +71,74 @@ def keep_compiled_code() -> None:
     os.environ.setdefault(CACHE, str(home / "dst" / "compiled"))
 
 
+def choose_execution(
+    *,
+    compile_updates: Literal["auto", "off"],
+    precision: Literal["auto"] | Precision,
+    threads: int,
+    updates: int,
+    rows: int,
+    width: int,
+    device: torch.device,
+) -> Execution:
+    """What `auto` stands for on this machine, by measuring the update's largest kind of matrix product.
+
+    Runs too short to repay compilation are eager, in float32, on one thread, and so the same everywhere.
+
+    Args:
+        compile_updates: whether to compile where it pays and can be done.
+        precision: of matrix products.
+        threads: of torch; 0 is auto.
+        updates: in the whole run.
+        rows: of the product, samples of a batch.
+        width: of both its sides.
+        device: of training.
+    """
+    long = updates >= WORTH_COMPILING_UPDATES
+    if threads == 0:
+        threads = faster_threads(rows=rows, width=width) if long and device.type == "cpu" else 1
+    with using_threads(threads):
+        if precision == "auto":
+            precision = faster_precision(rows=rows, width=width, device=device) if long else "float32"
+    compiled = compile_updates == "auto" and long and can_compile(device)
+    return Execution(compiled=compiled, precision=precision, threads=threads, device=device.type)
+
+
+@contextlib.contextmanager
+def using_threads(threads: int) -> Iterator[None]:
+    """So many threads of torch inside, as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def faster_threads(*, rows: int, width: int) -> int:
+    """Twice as many threads, up to all cores, as long as that makes a matrix product clearly faster."""
+    x, w = torch.zeros(rows, width), torch.zeros(width, width)
+    best, best_s = 1, math.inf
+    for threads in (1 << power for power in range((os.cpu_count() or 1).bit_length())):
+        with using_threads(threads):
+            taken_s = median_s(lambda: x @ w, x.device)
+        if taken_s * WORTHWHILE > best_s:
+            break
+        best, best_s = threads, taken_s
+    return best
+
+
 def faster_precision(*, rows: int, width: int, device: torch.device) -> Precision:
     """bfloat16 where this machine multiplies matrices of this size clearly faster in it, by measurement."""
     times_s = {}
     for name, dtype in PRECISIONS.items():
         x, w = torch.zeros(rows, width, device=device), torch.zeros(width, width, device=device)
-        times_s[name] = median_s(lambda x=x, w=w, dtype=dtype: x.to(dtype) @ w.to(dtype), device)
+        times_s[name] = median_s(functools.partial(_multiply, x, w, dtype), device)
     return "bfloat16" if times_s["float32"] > WORTHWHILE * times_s["bfloat16"] else "float32"
+
+
+def _multiply(x: Tensor, w: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) @ w.to(dtype)
 
 
 def median_s(call: Callable[[], object], device: torch.device, *, trials: int = TRIALS) -> float:

@@ -16,6 +16,7 @@ from dst_core.actor import Actor
 from dst_core.agent_config import AgentConfig
 from dst_core.critic import GenerativeCritic
 from dst_core.critic_learner import CriticLearner
+from dst_core.execution import EAGER, Execution
 from dst_core.world_model import StepModel, Transition
 
 TIME_CONSTANTS = 5.0
@@ -31,9 +32,12 @@ class Forecast:
         start: critics to begin from; left as they are.
         config: samples, distance, blocks and discount; its truncation, Polyak rate and step size do not apply.
         updates: number of steps to come, over which the step size falls.
+        execution: how they are computed.
     """
 
-    def __init__(self, start: GenerativeCritic, *, config: AgentConfig, updates: int) -> None:
+    def __init__(
+        self, start: GenerativeCritic, *, config: AgentConfig, updates: int, execution: Execution = EAGER
+    ) -> None:
         self._learner = CriticLearner(
             deepcopy(start).requires_grad_(),
             discount=config.discount,
@@ -49,6 +53,7 @@ class Forecast:
             learning_rate=LEARNING_RATE,
             max_gradient_norm=config.max_gradient_norm,
         )
+        self._learner.prepare(execution)
         self._schedule = torch.optim.lr_scheduler.LinearLR(
             self._learner.optimiser, start_factor=1.0, end_factor=LAST_LEARNING_RATE_SHARE, total_iters=updates
         )

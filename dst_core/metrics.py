@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_DIRECTORY = "tensorboard"
-Kind = Literal["episode", "update", "evaluation", "warning"]
+Kind = Literal["episode", "execution", "update", "evaluation", "warning"]
 Value = float | str | None | tuple[float, ...]
 
 

@@ -107,7 +107,7 @@ class EnsembleLinear(nn.Module):
 
 
 def silu(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x sigmoid(x) and its slope, elementwise."""
+    """X sigmoid(x) and its slope, elementwise."""
     gate = torch.sigmoid(x)
     return x * gate, gate * (1 + x * (1 - gate))
 
@@ -148,9 +148,8 @@ def _over_batch(weight: Tensor) -> Tensor:
 
 
 def _times(rows: Tensor, weight: Tensor) -> Tensor:
-    if weight.dim() == 2:
-        return (rows.flatten(0, -2) @ weight).unflatten(0, rows.shape[:-1])
-    return (rows.flatten(1, -2) @ weight).unflatten(1, rows.shape[1:-1])
+    flat = rows.flatten(0, -2) if weight.dim() == 2 else rows.flatten(1, -2)
+    return (flat @ weight).view(*rows.shape[:-1], weight.shape[-1])
 
 
 class Linearised(NamedTuple):

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from dst_core.config import TrainConfig
 from dst_core.critic_bias import CriticBias
 from dst_core.evaluate import Evaluation
+from dst_core.execution import EAGER, Execution
 
 
 class TrainingProgress:
@@ -46,6 +47,20 @@ class TrainingProgress:
     def updates_per_s(self) -> float:
         """Updates per second since the run was started or resumed."""
         return self.updates / max(time.monotonic() - self._since, 1e-9)
+
+    def execution(self, execution: Execution) -> None:
+        """Say how updates are computed, where that is not the plain way."""
+        if execution != EAGER:
+            form = "compiled" if execution.compiled else "eager"
+            self.say(f"updates are {form}, matrix products in {execution.precision}, threads {execution.threads}")
+
+    def compiled(self) -> None:
+        """Say how long the first updates took, and count the rest from here."""
+        taken_s = time.monotonic() - self._since
+        self.say(
+            f"first {self.updates} updates, with compiling them or loading them from the cache, took {taken_s:.0f} s"
+        )
+        self.updates, self._since = 0, time.monotonic()
 
     def step(self, step: int) -> None:
         """Show that this many environment steps are done."""

@@ -51,6 +51,7 @@ KEPT = (
     "early_warning",
     "metrics_size",
     "forecast",
+    "execution",
     "updates",
     "exploration",
     "config",
@@ -116,6 +117,7 @@ class Run:
                 "early_warning": {},
                 "metrics_size": 0,
                 "forecast": False,
+                "execution": {},
             },
         )
 

@@ -1,6 +1,5 @@
 """dst-train: learn a policy and the law of its return in a task."""
 
-import os
 import signal
 import sys
 import time
@@ -9,7 +8,6 @@ from contextlib import ExitStack
 from types import FrameType
 from typing import NoReturn
 
-import torch
 import tyro
 
 from dst_core.checkpoint import CHECKPOINT_FILE, CONFIG_FILE, write_json
@@ -132,16 +130,6 @@ def _leave(number: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
 
-def _choose_threads() -> None:
-    """One thread unless OMP_NUM_THREADS says otherwise.
-
-    More gain little at these sizes, and threads that spin for each other stall when another process wants a core: on two
-    cores with one of them busy, 8 updates a second instead of 50.
-    """
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
-
-
 def main() -> None:
     """Entry point of `dst-train`."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -150,7 +138,6 @@ def main() -> None:
         config = parse_arguments(sys.argv[1:])
         if preset := choices_of_preset(config):
             print(f"preset of {config.env}:", *(f"{flag} {value}" for flag, value in preset.items()), flush=True)
-        _choose_threads()
         code = train(config)
     except (TrainingError, TaskError, ValueError) as error:
         print(f"dst-train: {error}", file=sys.stderr)

@@ -1,5 +1,7 @@
 """The loop of a training run: a step of the task, the updates it pays for, and what falls due after it."""
 
+import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from dst_core.early_warning import EarlyWarning
 from dst_core.episode import Environment, NotDeterministicError, Step, episode_seed
 from dst_core.errors import DivergedError
 from dst_core.evaluate import evaluate, evaluation_seeds, torch_policy
+from dst_core.execution import Execution, can_compile, choose_execution, keep_compiled_code, using_threads
 from dst_core.forecast import Forecast
 from dst_core.interruption import Interruption
 from dst_core.metrics import Metrics
@@ -58,6 +61,9 @@ class Trainer:
         self.truth: StepFunction | None = None
         self.early_warning = EarlyWarning(run.progress["early_warning"])
         self.saved_step: int = run.progress["step"]
+        self.uncompiled = 0
+        self.unread: list[dict[str, Tensor]] = []
+        self.read_every = LOG_EVERY_UPDATES if run.replay.device.type == "cuda" else 1
 
     def train(self) -> None:
         """Run to the last step or until interrupted, and write the checkpoint.
@@ -66,6 +72,39 @@ class Trainer:
             DivergedError: if a number is no longer finite; the last good checkpoint stays.
             TrainingError: if a checkpoint cannot be written; the last one stays.
         """
+        execution = self._execution()
+        self.run.agent.prepare(execution)
+        with using_threads(execution.threads):
+            self._train()
+
+    def _execution(self) -> Execution:
+        """How updates are computed: chosen once per run, since a run that goes on otherwise rounds otherwise."""
+        config, progress = self.run.config, self.run.progress
+        if not progress["execution"]:
+            execution = choose_execution(
+                compile_updates=config.compile if config.agent.algorithm == "dst" else "off",
+                precision=config.precision if config.agent.algorithm == "dst" else "float32",
+                threads=config.threads,
+                updates=(config.steps - config.warmup_steps) * config.updates_per_step + config.forecast_updates,
+                rows=config.batch * config.agent.samples,
+                width=config.agent.hidden,
+                device=self.run.replay.device,
+            )
+            progress["execution"] = dataclasses.asdict(execution)
+            self.metrics.write("execution", progress["step"], **progress["execution"])
+        execution = Execution(**progress["execution"])
+        if execution.compiled and not can_compile(self.run.replay.device):
+            self._warn(
+                "this run was compiled, here is no C++ compiler (g++ or clang++): it goes on eager, with other rounding"
+            )
+            execution = dataclasses.replace(execution, compiled=False)
+        if execution.compiled:
+            keep_compiled_code()
+            self.uncompiled = self.run.config.agent.actor_delay
+        self.progress.execution(execution)
+        return execution
+
+    def _train(self) -> None:
         config, progress = self.run.config, self.run.progress
         env = make_task(config.env, perturbations=config.perturb)
         self.truth = known_step(env)
@@ -98,6 +137,7 @@ class Trainer:
         self.metrics.write("warning", self.run.progress["step"], message=message)
 
     def _save(self) -> None:
+        self._read()
         self._require_finite_parameters()
         self.run.progress["early_warning"] = self.early_warning.state()
         self.run.progress["metrics_size"] = self.metrics.size
@@ -109,8 +149,8 @@ class Trainer:
             which = f"{wrong[0]} and {len(wrong) - 1} more parameters are" if len(wrong) > 1 else f"{wrong[0]} is"
             raise DivergedError(f"{which} not finite {self._when()}; {CURE}")
 
-    def _when(self) -> str:
-        return f"at step {self.run.progress['step']}, update {self.run.agent.updates}"
+    def _when(self, update: int | None = None) -> str:
+        return f"at step {self.run.progress['step']}, update {self.run.agent.updates if update is None else update}"
 
     def _step(self, env: Environment) -> None:
         """One step of the task, and what falls due after it."""
@@ -183,19 +223,34 @@ class Trainer:
     def _update(self) -> None:
         agent, config = self.run.agent, self.run.config
         for _ in range(config.updates_per_step):
-            info = agent.update(self.run.replay.sample(config.batch, self.run.generator), self.run.generator)
+            self.unread.append(
+                agent.update(self.run.replay.sample(config.batch, self.run.generator), self.run.generator)
+            )
             self.progress.updates += 1
-            wrong = [name for name, value in info.items() if not torch.isfinite(value)]
-            if wrong:
-                raise DivergedError(f"{', '.join(wrong)} is not finite {self._when()}; {CURE}")
-            if OUT_OF_RANGE in info and (early := self.early_warning.update(float(info[OUT_OF_RANGE]))):
-                self._warn(early)
-            if agent.updates % LOG_EVERY_UPDATES == 0:
-                self._require_finite_parameters()
-                self._log_update(info)
+            if self.progress.updates == self.uncompiled:
+                self.progress.compiled()
+                self.uncompiled = 0
+            if len(self.unread) >= self.read_every:
+                self._read()
 
-    def _log_update(self, info: dict[str, Tensor]) -> None:
-        values = {name: float(value) for name, value in info.items()}
+    def _read(self) -> None:
+        """Look at what the last updates reported; on a GPU, which would have to be waited for, at many of them at once."""
+        if not self.unread:
+            return
+        numbers = iter(torch.stack([value for info in self.unread for value in info.values()]).tolist())
+        reports = [dict(zip(info, numbers, strict=False)) for info in self.unread]
+        first = self.run.agent.updates - len(reports) + 1
+        self.unread.clear()
+        for update, values in enumerate(reports, first):
+            if wrong := [name for name, value in values.items() if not math.isfinite(value)]:
+                raise DivergedError(f"{', '.join(wrong)} is not finite {self._when(update)}; {CURE}")
+            if OUT_OF_RANGE in values and (early := self.early_warning.update(values[OUT_OF_RANGE])):
+                self._warn(early)
+            if update % LOG_EVERY_UPDATES == 0:
+                self._require_finite_parameters()
+                self._log_update(values)
+
+    def _log_update(self, values: dict[str, float]) -> None:
         self.progress.losses(values["critic_loss"], values.get("model_loss"))
         self.metrics.write(
             "update",
@@ -248,7 +303,9 @@ class Trainer:
             return
         self._save()  # the fit takes minutes
         updates, noise = run.config.forecast_updates, run.noise("forecast")
-        forecast = Forecast(learner.critic, config=run.config.agent, updates=updates)
+        forecast = Forecast(
+            learner.critic, config=run.config.agent, updates=updates, execution=Execution(**run.progress["execution"])
+        )
         for _ in self.progress.track_forecast(updates):
             if self.interruption:
                 return

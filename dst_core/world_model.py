@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dst_core.networks import ActionScale, Standardiser, linearised, mlp
+from dst_core.networks import ActionScale, Standardiser, mlp
 
 StepFunction = Callable[[Tensor, Tensor], Tensor]
 """Observation (R, S) and action (R, A) to a first guess of the next observation (R, S), differentiable in both."""

@@ -52,6 +52,7 @@ class ConditionalVae(LearnedModel):
 
     def density_loss(self, transition: Transition, noise: Tensor | None) -> Tensor:
         """Negative evidence lower bound, () in nats per transition."""
+        assert noise is not None
         given, outcome = self.standardised(transition)
         posterior, prior = self._posterior(given, outcome), _gaussian(self.prior(given))
         latent = posterior.mean + posterior.log_std.exp() * noise
@@ -115,7 +116,9 @@ class ConditionalVae(LearnedModel):
         following = self.next_observation.clamp(moved)
         ends = linearised(self.termination, self.observation.standardise(following).flatten(0, 1))
         termination = torch.sigmoid(ends.value).view(following.shape[:2])
-        by_following = ends.pull_back(torch.ones_like(ends.value).unsqueeze(1)).view_as(following) / self.observation.std
+        by_following = (
+            ends.pull_back(torch.ones_like(ends.value).unsqueeze(1)).view_as(following) / self.observation.std
+        )
         by_following = by_following * (termination * (1 - termination)).unsqueeze(-1)
 
         def pull_back(at_following: Tensor, at_reward: Tensor, at_termination: Tensor) -> Tensor:

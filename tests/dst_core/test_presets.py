@@ -60,7 +60,7 @@ def test_every_preset_is_of_a_task_that_exists_and_changes_something() -> None:
 def test_help_shows_the_defaults_of_the_task_and_explains_every_choice(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "400")
 
     def shown(*arguments: str) -> str:
         with pytest.raises(SystemExit):

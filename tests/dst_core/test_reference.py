@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 from dst_core.agent import Agent
 from dst_core.agent_config import AgentConfig
-from dst_core.execution import EAGER, Execution, can_compile
+from dst_core.execution import Execution, can_compile
 from dst_core.reference import UpdateNoise, reference_joint, reference_target, reference_update
 from dst_core.world_model import Transition
 
@@ -26,14 +26,12 @@ CHOICES = [
 ]
 
 
-def agent_and_transition(
-    dtype: torch.dtype = torch.float64, execution: Execution = EAGER, **choices
-) -> tuple[Agent, Transition]:
+def agent_and_transition(dtype: torch.dtype = torch.float64, **choices) -> tuple[Agent, Transition]:
     """An agent whose model, scales and clamps all matter: observations far from standard, rewards and steps at their limits."""
     torch.manual_seed(0)
     limit = torch.tensor([1.0, 2.0, 0.5])
     config = AgentConfig(**{"hidden": 24, "noise_size": 4, "latent": 3, "actor_delay": 1, **choices})
-    agent = Agent(config, action_low=-limit, action_high=limit, observation_size=S, execution=execution).to(dtype)
+    agent = Agent(config, action_low=-limit, action_high=limit, observation_size=S).to(dtype)
     generator = torch.Generator().manual_seed(1)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -61,9 +59,7 @@ def difference(one: Agent, other: Agent) -> float:
 def test_target_in_closed_form_equals_that_of_autograd(choices: dict[str, object]) -> None:
     agent, transition = agent_and_transition(**choices)
     noise = UpdateNoise.draw(agent, BATCH, torch.Generator().manual_seed(2)).target
-    fast = agent.critics.target_along(
-        transition.observation, transition.action, noise, agent.model, agent.target_actor
-    )
+    fast = agent.critics.target_along(transition.observation, transition.action, noise, agent.model, agent.target_actor)
     torch.testing.assert_close(fast, reference_target(agent, transition, noise), rtol=1e-9, atol=1e-9)
 
 
@@ -106,7 +102,8 @@ def test_compiled_updates_equal_the_plain_ones(dtype: torch.dtype, precision: st
     torch.compiler.reset()
     counters.clear()
     execution = Execution(compiled=True, precision=precision)
-    agent, transition = agent_and_transition(dtype, execution)
+    agent, transition = agent_and_transition(dtype)
+    agent.prepare(execution)
     eager, _ = agent_and_transition(dtype)
     plain = trained(eager, transition, plainly=True, updates=2)
     assert difference(trained(agent, transition, plainly=False, updates=2), plain) < tolerance
