@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,20 @@ def time_call(key: str, name: str, call: Callable[[], object], *, runs: int, per
         call()
         durations.append(time.perf_counter() - began)
     return summarise(key, name, durations)
+
+
+def time_in_turn(calls: Mapping[tuple[str, str], Callable[[], object]], *, runs: int) -> list[Timing]:
+    """Time calls, named by key and name, one after the other in every round: their ratios hold on a machine whose speed wanders."""
+    durations: dict[tuple[str, str], list[float]] = {names: [] for names in calls}
+    for call in calls.values():
+        for _ in range(2):
+            call()
+    for _ in range(runs):
+        for names, call in calls.items():
+            began = time.perf_counter()
+            call()
+            durations[names].append(time.perf_counter() - began)
+    return [summarise(key, name, durations[key, name]) for key, name in calls]
 
 
 def due_times_ns(count: int, *, period_s: float, clock: Clock) -> Iterator[int]:

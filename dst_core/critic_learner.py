@@ -132,6 +132,11 @@ class CriticLearner(nn.Module):
         )
         return returns
 
+    def loss(self, transition: Transition, target: Tensor, generator: torch.Generator) -> Tensor:
+        """Distance of the critics' law at the transition to the target (B, K, D), () in standardised units."""
+        noise = self.critic.draw_noise(len(transition.reward), self.samples, generator)
+        return self._loss(transition.observation, transition.action, target, noise)
+
     def step(
         self, transition: Transition, *, model: StepModel, actor: Actor, generator: torch.Generator
     ) -> dict[str, Tensor]:
@@ -148,8 +153,7 @@ class CriticLearner(nn.Module):
         """
         target = self.target(transition, model=model, actor=actor, generator=generator)
         self.scale.update(target)
-        noise = self.critic.draw_noise(len(transition.reward), self.samples, generator)
-        loss = self._loss(transition.observation, transition.action, target, noise)
+        loss = self.loss(transition, target, generator)
         descend(self.optimiser, loss, max_gradient_norm=self.max_gradient_norm)
         polyak(self.target_critic, self.critic, self.polyak)
         returns = target[..., 0]

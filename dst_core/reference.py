@@ -102,8 +102,10 @@ def reference_joint(
     return torch.cat([returns, *gradients], -1).view(members, batch, samples, -1)
 
 
-def reference_update(agent: Agent, transition: Transition, noise: UpdateNoise) -> dict[str, Tensor]:
-    """World model, critics and actor, each one step: what `Agent.update` does when the actor's turn has come."""
+def reference_update(
+    agent: Agent, transition: Transition, noise: UpdateNoise, *, with_actor: bool = True
+) -> dict[str, Tensor]:
+    """World model and critics, each one step, and the actor where its turn has come: what `Agent.update` does."""
     learner, model, config = agent.critics, agent.model, agent.config
     assert isinstance(learner, CriticLearner)
     assert isinstance(model, ConditionalVae)
@@ -132,6 +134,8 @@ def reference_update(agent: Agent, transition: Transition, noise: UpdateNoise) -
     descend(learner.optimiser, loss, max_gradient_norm=limit)
     polyak(learner.target_critic, learner.critic, learner.polyak)
 
+    if not with_actor:
+        return {**losses, "critic_loss": loss.detach()}
     returns = learner.critic(transition.observation, agent.actor(transition.observation), noise.actor)
     value = objective(returns, risk=config.risk, risk_level=config.risk_level).mean()
     descend(agent.actor_optimiser, -value / learner.critic.return_scale, max_gradient_norm=limit)
