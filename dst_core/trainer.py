@@ -16,7 +16,7 @@ from dst_core.early_warning import EarlyWarning
 from dst_core.episode import Environment, NotDeterministicError, Step, episode_seed
 from dst_core.errors import DivergedError
 from dst_core.evaluate import evaluate, evaluation_seeds, torch_policy
-from dst_core.execution import Execution, can_compile, choose_execution, keep_compiled_code, using_threads
+from dst_core.execution import EAGER, Execution, can_compile, choose_execution, keep_compiled_code, using_threads
 from dst_core.forecast import Forecast
 from dst_core.interruption import Interruption
 from dst_core.metrics import Metrics
@@ -61,6 +61,7 @@ class Trainer:
         self.truth: StepFunction | None = None
         self.early_warning = EarlyWarning(run.progress["early_warning"])
         self.saved_step: int = run.progress["step"]
+        self.execution = EAGER
         self.uncompiled = 0
         self.unread: list[dict[str, Tensor]] = []
         self.read_every = LOG_EVERY_UPDATES if run.replay.device.type == "cuda" else 1
@@ -72,12 +73,12 @@ class Trainer:
             DivergedError: if a number is no longer finite; the last good checkpoint stays.
             TrainingError: if a checkpoint cannot be written; the last one stays.
         """
-        execution = self._execution()
-        self.run.agent.prepare(execution)
-        with using_threads(execution.threads):
+        self.execution = self._choose_execution()
+        self.run.agent.prepare(self.execution)
+        with using_threads(self.execution.threads):
             self._train()
 
-    def _execution(self) -> Execution:
+    def _choose_execution(self) -> Execution:
         """How updates are computed: chosen once per run, since a run that goes on otherwise rounds otherwise."""
         config, progress = self.run.config, self.run.progress
         if not progress["execution"]:
@@ -303,9 +304,7 @@ class Trainer:
             return
         self._save()  # the fit takes minutes
         updates, noise = run.config.forecast_updates, run.noise("forecast")
-        forecast = Forecast(
-            learner.critic, config=run.config.agent, updates=updates, execution=Execution(**run.progress["execution"])
-        )
+        forecast = Forecast(learner.critic, config=run.config.agent, updates=updates, execution=self.execution)
         for _ in self.progress.track_forecast(updates):
             if self.interruption:
                 return

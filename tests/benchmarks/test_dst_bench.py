@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks import reference_bundle, server_process
+from benchmarks import reference_bundle, server_process, train
 from benchmarks.app import Infer, Serve, Train, main, run
 from benchmarks.echo import echo_stream
 from benchmarks.errors import BenchmarkError
 from benchmarks.paced_control import round_trips
-from benchmarks.timing import due_times_ns, summarise
+from benchmarks.products import products_of
+from benchmarks.timing import due_times_ns, summarise, time_in_turn
 from sim_bridge.control_session import Outcome, Reply
 
 MACHINE = {"processor", "cores", "system", "python"}
@@ -35,15 +37,41 @@ def measured(command, capsys: pytest.CaptureFixture[str]) -> dict:
     return json.loads(capsys.readouterr().out)
 
 
-def test_train_gives_the_update_and_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
-    result = measured(Train(observation=3, action=2, hidden=8, batch=16, samples=3, runs=10, json=True), capsys)
+def test_train_gives_the_update_its_parts_and_what_it_is_held_against(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"observation": 3, "action": 2, "hidden": 8, "batch": 16, "samples": 3}
+    result = measured(Train(**sizes, compiled=False, runs=10, json=True), capsys)
     assert set(result) == {"update_ms", "parts_ms", "setting"}
-    assert set(result["update_ms"]) == {"dst"}
-    assert set(result["parts_ms"]) == {"sampling", "world_model", "target", "critic", "actor"}
+    assert set(result["update_ms"]) == {"dst", "dst_reference", "matmul_floor", "sb3_td3", "sb3_tqc"}
+    assert set(result["parts_ms"]) == {"sampling", "world_model", "target", "critic", "actor", "optimiser"}
+    assert result["update_ms"]["dst"] > result["update_ms"]["matmul_floor"] > 0
     assert result["update_ms"]["dst"] > result["parts_ms"]["critic"] > result["parts_ms"]["sampling"] > 0
-    expected = {"observation": 3, "action": 2, "hidden": 8, "batch": 16, "samples": 3, "device": "cpu", "threads": 1}
-    assert result["setting"].items() >= expected.items()
+    assert result["setting"].items() >= {**sizes, "device": "cpu", "threads": 1, "compiled": False}.items()
     assert set(result["setting"]) >= MACHINE
+
+
+def test_peers_that_are_not_installed_are_left_out_and_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "PEERS", ("no_such_package",))
+    sizes = {"observation": 3, "action": 2, "hidden": 8, "batch": 16, "samples": 3}
+    result = measured(Train(**sizes, compiled=False, runs=10, json=True), capsys)
+    assert set(result["update_ms"]) == {"dst", "dst_reference", "matmul_floor"}
+    assert "dst-policy-server[bench]" in result["setting"]["peers"]
+
+
+def test_recorded_products_are_those_of_forward_and_backward() -> None:
+    layer = torch.nn.Linear(5, 7)
+    x = torch.randn(3, 5, requires_grad=True)
+    multiply, gflop = products_of(lambda: layer(x).sum().backward(), torch.device("cpu"))
+    assert gflop == pytest.approx(3 * 2 * 3 * 5 * 7 / 1e9), "forward, by the input, by the weight"
+    multiply()
+
+
+def test_calls_in_turn_are_each_timed_as_often() -> None:
+    order: list[str] = []
+    timings = time_in_turn({("a", "A"): lambda: order.append("a"), ("b", "B"): lambda: order.append("b")}, runs=3)
+    assert order == ["a", "a", "b", "b", "a", "b", "a", "b", "a", "b"]
+    assert [(timing.key, timing.name, timing.runs) for timing in timings] == [("a", "A", 3), ("b", "B", 3)]
 
 
 def test_infer_gives_percentiles_for_every_batch_and_detail(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,10 +210,10 @@ def test_server_that_cannot_start_is_reported(tmp_path: Path) -> None:
 
 
 def test_interrupted_training_of_the_reference_exports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train = reference_bundle.train
+    trained = reference_bundle.train
 
     def train_then_report_an_interruption(config) -> int:
-        train(config)
+        trained(config)
         return 128 + signal.SIGINT
 
     monkeypatch.setattr(reference_bundle, "train", train_then_report_an_interruption)
