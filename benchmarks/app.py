@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from benchmarks import infer, serve, train
+from benchmarks import growth, infer, serve, train
 from benchmarks.errors import BenchmarkError
 from benchmarks.reference_bundle import make_reference_bundle
 from benchmarks.timing import Timing, print_json, show
@@ -66,6 +66,28 @@ class Train:
         for name in ("observation", "action", "hidden", "batch", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, got {getattr(self, name)}")
+        _require_runs(self.runs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Growth:
+    """Time DST updates at growing sizes, eager and in float32: what grows how fast. Takes minutes.
+
+    Examples:
+      dst-bench growth
+      dst-bench growth --runs 10 --json
+    """
+
+    threads: int = 1
+    """Threads of torch."""
+    runs: int = 10
+    """Timed runs at each size."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {self.threads}")
         _require_runs(self.runs)
 
 
@@ -120,6 +142,7 @@ def _require_runs(runs: int) -> None:
 
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Growth, tyro.conf.subcommand("growth")]
     | Annotated[Infer, tyro.conf.subcommand("infer")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
 )
@@ -137,7 +160,7 @@ def main() -> int:
     return 0
 
 
-def run(command: Train | Infer | Serve) -> None:
+def run(command: Train | Growth | Infer | Serve) -> None:
     """Measure and print."""
     if isinstance(command, Train):
         sizes = {name: value for name, value in dataclasses.asdict(command).items() if name != "json"}
@@ -151,6 +174,13 @@ def run(command: Train | Infer | Serve) -> None:
         else:
             show("one update", updates, {}, unit="ms")
             show("parts of DST's", parts, setting, unit="ms")
+        return
+    if isinstance(command, Growth):
+        timings, setting = growth.measure(threads=command.threads, runs=command.runs)
+        if command.json:
+            print_json({"update_ms": {timing.key: timing.p50_us / 1000 for timing in timings}, "setting": setting})
+        else:
+            show("one DST update, eager, float32", timings, setting, unit="ms")
         return
     with _bundle(command.bundle) as bundle:
         if isinstance(command, Infer):

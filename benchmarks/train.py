@@ -13,7 +13,7 @@ from dst_core.agent import Agent
 from dst_core.agent_config import AgentConfig
 from dst_core.closed_form_target import RETURNS_PER_STEP
 from dst_core.critic_learner import CriticLearner
-from dst_core.execution import EAGER, choose_execution, keep_compiled_code
+from dst_core.execution import choose_execution, keep_compiled_code
 from dst_core.networks import polyak
 from dst_core.reference import UpdateNoise, reference_update
 from dst_core.replay import Replay
@@ -58,8 +58,8 @@ def measure(
     sizes = {"observation": observation, "action": action, "hidden": hidden, "batch": batch}
     config = AgentConfig(hidden=hidden, samples=samples, distance=distance)
     generator = torch.Generator(place).manual_seed(0)
-    agent, replay = _agent(config, observation=observation, action=action, batch=batch, device=place)
-    plain, _ = _agent(config, observation=observation, action=action, batch=batch, device=place)
+    agent, replay = make_agent(config, observation=observation, action=action, batch=batch, device=place)
+    plain, _ = make_agent(config, observation=observation, action=action, batch=batch, device=place)
     transition = replay.sample(batch, generator)
 
     def two_updates() -> None:
@@ -107,21 +107,17 @@ def measure(
         "torch": torch.__version__,
         **machine(),
     }
-    return [_halved(timing) for timing in updates], parts, setting
+    return [timing.halved() for timing in updates], parts, setting
 
 
-def _halved(timing: Timing) -> Timing:
-    return dataclasses.replace(timing, p50_us=timing.p50_us / 2, p99_us=timing.p99_us / 2)
-
-
-def _agent(
+def make_agent(
     config: AgentConfig, *, observation: int, action: int, batch: int, device: torch.device
 ) -> tuple[Agent, Replay]:
+    """An eager agent of these sizes, and a replay of random transitions."""
     torch.manual_seed(0)
     limit = torch.ones(action, device=device)
     with device:
         agent = Agent(config, action_low=-limit, action_high=limit, observation_size=observation)
-    agent.prepare(EAGER)
     replay = Replay(capacity=4 * batch, observation_size=observation, action_size=action, device=device)
     for _ in range(4 * batch):
         rows = Transition(

@@ -93,7 +93,7 @@ class Trainer:
             )
             progress["execution"] = dataclasses.asdict(execution)
             self.metrics.write("execution", progress["step"], **progress["execution"])
-        execution = Execution(**progress["execution"])
+        execution = Execution(**{**progress["execution"], "device": self.run.replay.device.type})
         if execution.compiled and not can_compile(self.run.replay.device):
             self._warn(
                 "this run was compiled, here is no C++ compiler (g++ or clang++): it goes on eager, with other rounding"

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import reference_bundle, server_process, train
-from benchmarks.app import Infer, Serve, Train, main, run
+from benchmarks import growth, reference_bundle, server_process, train
+from benchmarks.app import Growth, Infer, Serve, Train, main, run
 from benchmarks.echo import echo_stream
 from benchmarks.errors import BenchmarkError
 from benchmarks.paced_control import round_trips
@@ -47,6 +47,17 @@ def test_train_gives_the_update_its_parts_and_what_it_is_held_against(capsys: py
     assert result["update_ms"]["dst"] > result["parts_ms"]["critic"] > result["parts_ms"]["sampling"] > 0
     assert result["setting"].items() >= {**sizes, "device": "cpu", "threads": 1, "compiled": False}.items()
     assert set(result["setting"]) >= MACHINE
+
+
+def test_growth_gives_every_size_of_every_axis(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growth, "REFERENCE", {"samples": 4, "batch": 8, "hidden": 8, "action": 2})
+    monkeypatch.setattr(growth, "AXES", {"samples": (4, 8), "action": (1, 3)})
+    result = measured(Growth(runs=10, json=True), capsys)
+    sizes = {"samples_4", "samples_8", "action_1", "action_3"}
+    assert set(result["update_ms"]) == {f"{size}_{kind}" for size in sizes for kind in ("mmd", "max-sliced-mmd")}
+    assert min(result["update_ms"].values()) > 0
 
 
 def test_peers_that_are_not_installed_are_left_out_and_named(

@@ -95,8 +95,11 @@ def test_updates_equal_the_plain_ones(choices: dict[str, object]) -> None:
 @needs_compiler
 @pytest.mark.parametrize(
     ("dtype", "precision", "tolerance"),
-    [(torch.float64, "float32", 1e-9), (torch.float32, "float32", 1e-5), (torch.float32, "bfloat16", 2e-3)],
-    ids=["float64", "float32", "bfloat16 products"],
+    [
+        pytest.param(torch.float64, "float32", 1e-9, id="float64"),
+        pytest.param(torch.float32, "float32", 1e-5, id="float32", marks=pytest.mark.slow),
+        pytest.param(torch.float32, "bfloat16", 2e-3, id="bfloat16 products", marks=pytest.mark.slow),
+    ],
 )
 def test_compiled_updates_equal_the_plain_ones(dtype: torch.dtype, precision: str, tolerance: float) -> None:
     torch.compiler.reset()
