@@ -44,7 +44,7 @@ Kuznetsov et al., arXiv 2005.04269; MAGE, D'Oro and Jaskowski, arXiv 2004.14309;
 al., arXiv 1805.12114; Gretton et al., "A kernel two-sample test", JMLR 2012; Rockafellar and Uryasev, "Optimization of conditional
 value-at-risk", 2000. Values that no source gives are this project's.
 
-One CPU thread is used unless OMP_NUM_THREADS says otherwise.
+Long runs of dst compile their updates (--compile): the first one takes up to a minute, later runs load what it made.
 """
 
 
