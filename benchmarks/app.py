@@ -81,7 +81,7 @@ class Growth:
     threads: int = 1
     """Threads of torch."""
     runs: int = 10
-    """Timed runs at each size."""
+    """Timed runs at each size, fewer at sizes that take seconds."""
     json: bool = False
     """Print JSON instead of a table."""
 

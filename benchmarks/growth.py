@@ -1,5 +1,6 @@
 """How the price of a DST update grows with samples, batch, width and actions, everything else at the reference size."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,8 @@ AXES = {
     "hidden": (128, 256, 512, 1024),
     "action": (1, 6, 16, 32),
 }
+SECONDS_PER_SIZE = 5.0  # about; large sizes are timed less often
+LEAST_RUNS = 2
 DISTANCES: tuple[Distance, ...] = ("mmd", "max-sliced-mmd")
 
 
@@ -34,7 +37,11 @@ def measure(*, threads: int, runs: int) -> tuple[list[Timing], dict[str, Any]]:
     for axis, value, distance in track(points, description="sizes", transient=True):
         key = f"{axis}_{value}_{distance}"
         call = _two_updates(distance=distance, **{**REFERENCE, axis: value})
-        (timing,) = time_in_turn({(key, f"{axis} {value}, {distance}"): call}, runs=runs)
+        began = time.perf_counter()
+        call()
+        affordable = int(SECONDS_PER_SIZE / (time.perf_counter() - began))
+        times = min(runs, max(LEAST_RUNS, affordable))
+        (timing,) = time_in_turn({(key, f"{axis} {value}, {distance}"): call}, runs=times)
         timings.append(timing.halved())
     return timings, {"observation": OBSERVATION, **REFERENCE, "threads": threads, "compiled": False, **machine()}
 
