@@ -9,6 +9,7 @@ import torch
 from dst_core.agent_config import BLOCKS, Sobolev
 from dst_core.critic import CRITICS, GenerativeCritic, NoiseEntry
 from dst_core.critic_learner import CriticLearner
+from dst_core.execution import EAGER, Execution, Precision, can_compile
 from dst_core.mmd import Estimator
 from dst_core.networks import ActionScale, Standardiser, descend
 from dst_core.sobolev_loss import Distance
@@ -75,6 +76,7 @@ def fitted_critic(
     batch: int,
     samples: int,
     members: int = 1,
+    execution: Execution = EAGER,
 ) -> GenerativeCritic:
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
@@ -98,6 +100,7 @@ def fitted_critic(
         learning_rate=1e-2,
         max_gradient_norm=10.0,
     )
+    learner.prepare(execution)
     schedule = torch.optim.lr_scheduler.LinearLR(learner.optimiser, 1.0, 0.01, total_iters=updates)
     for _ in range(updates):
         learner.step(drawn(data, batch, generator), model=model, actor=LinearActor(problem), generator=generator)
@@ -175,6 +178,27 @@ def test_critic_learns_the_joint_law_with_the_true_simulator_roughly() -> None:
     problem = PROBLEMS[name]
     simulator = TrueSimulator(problem)
     critic = fitted_critic(problem, transitions(name), simulator, Choice(), updates=1500, batch=128, samples=10)
+    wrong = deviations(critic, name, blocks=("action",), **ROUGH)
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler: torch.compile has nothing to call")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_compiled_critic_learns_the_joint_law_as_roughly(precision: Precision) -> None:
+    name = "one state dimension"
+    problem = PROBLEMS[name]
+    execution = Execution(compiled=True, precision=precision)
+    critic = fitted_critic(
+        problem,
+        transitions(name),
+        TrueSimulator(problem),
+        Choice(),
+        updates=1500,
+        batch=128,
+        samples=10,
+        execution=execution,
+    )
     wrong = deviations(critic, name, blocks=("action",), **ROUGH)
     assert not wrong, "\n".join(wrong)
 
