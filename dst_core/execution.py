@@ -66,9 +66,14 @@ def can_compile(device: torch.device) -> bool:
 
 
 def keep_compiled_code() -> None:
-    """Let compiled code outlive the process, in the user's cache directory unless the environment says otherwise."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault(CACHE, str(home / "dst" / "compiled"))
+    """Let compiled code outlive the process: in the user's cache directory if that can be written, or where the environment says."""
+    if CACHE in os.environ:
+        return
+    directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dst" / "compiled"
+    with contextlib.suppress(OSError):  # torch then keeps it among temporary files
+        directory.mkdir(parents=True, exist_ok=True)
+        if os.access(directory, os.W_OK):
+            os.environ[CACHE] = str(directory)
 
 
 def choose_execution(

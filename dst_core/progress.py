@@ -52,7 +52,8 @@ class TrainingProgress:
         """Say how updates are computed, where that is not the plain way."""
         if execution != EAGER:
             form = "compiled" if execution.compiled else "eager"
-            self.say(f"updates are {form}, matrix products in {execution.precision}, threads {execution.threads}")
+            wait = "; the first takes up to a minute unless it was compiled before" if execution.compiled else ""
+            self.say(f"updates are {form}, matrix products in {execution.precision}, threads {execution.threads}{wait}")
 
     def compiled(self) -> None:
         """Say how long the first updates took, and count the rest from here."""

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,20 @@ def test_compiled_run_goes_on_eager_where_there_is_no_compiler_and_says_so(
     train(config(tmp_path))
     assert "no C++ compiler" in capsys.readouterr().out
     assert lines_of("evaluation", tmp_path)[-1]["step"] == 60
+
+
+def test_compiled_code_is_kept_where_it_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(execution.CACHE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file" / "below"))
+    (tmp_path / "file").touch()
+    execution.keep_compiled_code()
+    assert execution.CACHE not in os.environ
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    execution.keep_compiled_code()
+    assert Path(os.environ[execution.CACHE]) == tmp_path / "dst" / "compiled"
+    monkeypatch.setenv(execution.CACHE, "elsewhere")
+    execution.keep_compiled_code()
+    assert os.environ[execution.CACHE] == "elsewhere"
 
 
 @pytest.mark.skipif(not can_compile(CPU), reason="no C++ compiler: torch.compile has nothing to call")
