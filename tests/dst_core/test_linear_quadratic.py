@@ -225,7 +225,7 @@ def test_critic_learns_the_joint_law(simulator: str) -> None:
     name = "one state dimension"
     problem, data = PROBLEMS[name], transitions(name)
     model = TrueSimulator(problem) if simulator == "true" else fitted_vae(data, updates=5000)
-    critic = fitted_critic(problem, data, model, Choice(), updates=4000, batch=256, samples=10)
+    critic = fitted_critic(problem, data, model, Choice(), updates=4000, batch=512, samples=10)
     wrong = deviations(critic, name, blocks=("action",), **STRICT)
     assert not wrong, "\n".join(wrong)
 
