@@ -10,7 +10,7 @@ from dst_core.critic_learner import CriticLearner
 from dst_core.execution import EAGER, Execution
 from dst_core.networks import ActionScale, Standardiser, descend, polyak, target_of
 from dst_core.targets import return_range
-from dst_core.world_model import LearnedModel, StepModel, Transition, unchanged
+from dst_core.world_model import LearnedModel, StepModel, Transition
 from dst_core.world_models.choice import make_world_model
 from dst_core.world_models.conditional_vae import ConditionalVae
 from sim_bridge.tasks.perturbations import Environment
@@ -63,7 +63,7 @@ class Agent(nn.Module):
 
     def prepare(self, execution: Execution) -> None:
         """Compute updates from now on as `execution` says: those of DST; the other algorithms and world models stay eager."""
-        own = isinstance(self.model, ConditionalVae) and self.model.base is unchanged
+        own = isinstance(self.model, ConditionalVae) and self.model.has_closed_form
         self._model_losses = (execution if own else EAGER).prepare(self.model_losses_along)
         self._climb = execution.prepare(self.climb_along)
         if isinstance(self.critics, CriticLearner):

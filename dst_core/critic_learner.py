@@ -11,7 +11,7 @@ from dst_core.mmd import Estimator, Kernel
 from dst_core.networks import descend, polyak, target_of
 from dst_core.sobolev_loss import Distance, JointScale, sobolev_loss
 from dst_core.targets import sobolev_target, truncate
-from dst_core.world_model import StepModel, Transition, unchanged
+from dst_core.world_model import StepModel, Transition
 from dst_core.world_models.conditional_vae import ConditionalVae
 
 
@@ -66,7 +66,7 @@ class CriticLearner(nn.Module):
 
         In closed form where model and actor have one; otherwise by autograd.
         """
-        if isinstance(model, ConditionalVae) and model.base is unchanged and isinstance(actor, Actor):
+        if isinstance(model, ConditionalVae) and model.has_closed_form and isinstance(actor, Actor):
             noise = TargetNoise.draw(
                 len(transition.reward),
                 samples=self.samples,

@@ -249,15 +249,15 @@ class Trainer:
                 self._warn(early)
             if update % LOG_EVERY_UPDATES == 0:
                 self._require_finite_parameters()
-                self._log_update(values)
+                self._log_update(update, values)
 
-    def _log_update(self, values: dict[str, float]) -> None:
+    def _log_update(self, update: int, values: dict[str, float]) -> None:
         self.progress.losses(values["critic_loss"], values.get("model_loss"))
         self.metrics.write(
             "update",
             self.run.progress["step"],
             **values,
-            updates=self.run.agent.updates,
+            updates=update,
             updates_per_s=round(self.progress.updates_per_s, 1),
         )
 

@@ -41,6 +41,11 @@ class ConditionalVae(LearnedModel):
         self.latent = latent
         self.noise_size = latent + self.outcome_size
 
+    @property
+    def has_closed_form(self) -> bool:
+        """Whether `imagine` holds: it knows no derivatives of a step of the model's own (`base`)."""
+        return self.base is unchanged
+
     def fit_noise(self, batch: int, generator: torch.Generator | None) -> Tensor:
         """Of the posterior's latents, (B, latent)."""
         return _normal((batch, self.latent), generator, like=self.output_log_std)
@@ -87,7 +92,7 @@ class ConditionalVae(LearnedModel):
     ) -> tuple[ModelDraw, PullBack]:
         """J steps from each row at once, with their derivatives in closed form: what depends on (s, a) alone is computed once per row.
 
-        Only for a model of the change of the observation, not for one around a step of its own (`base`).
+        Only where `has_closed_form`.
 
         Args:
             observation: (B, S).

@@ -13,6 +13,7 @@ from dst_core.agent_config import AgentConfig
 from dst_core.config import TrainConfig
 from dst_core.execution import Execution, can_compile, choose_execution, faster_precision, using_threads
 from dst_core.train import train
+from dst_core.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -103,6 +104,27 @@ def test_compiled_run_goes_on_eager_where_there_is_no_compiler_and_says_so(
     train(config(tmp_path))
     assert "no C++ compiler" in capsys.readouterr().out
     assert lines_of("evaluation", tmp_path)[-1]["step"] == 60
+
+
+def test_reports_read_many_at_a_time_are_those_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, which would have to be waited for."""
+    monkeypatch.setattr("dst_core.trainer.LOG_EVERY_UPDATES", 10)
+    train(config(tmp_path / "one"))
+    start = Trainer.__init__
+
+    def reading_seldom(self: Trainer, *arguments, **named) -> None:
+        start(self, *arguments, **named)
+        self.read_every = 7
+
+    monkeypatch.setattr(Trainer, "__init__", reading_seldom)
+    train(config(tmp_path / "many"))
+    apart = ("step", "time", "updates_per_s")
+    one, many = (
+        [{name: value for name, value in line.items() if name not in apart} for line in lines_of("update", out)]
+        for out in (tmp_path / "one", tmp_path / "many")
+    )
+    assert one == many
+    assert [line["updates"] for line in one] == [10, 20, 30, 40]
 
 
 def test_compiled_code_is_kept_where_it_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
