@@ -1,0 +1,1 @@
+"""dst-experiment: grids of training runs, and the tables they leave."""
