@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,7 @@ class Trainer:
     def _step(self, env: Environment) -> None:
         """One step of the task, and what falls due after it."""
         config, progress, episode = self.run.config, self.run.progress, self.run.episode
+        began_s = time.process_time()
         if not episode.under_way:
             episode.begin(env, self._episode_seed())
         step = episode.step(env, self._explore(episode.observation))
@@ -174,6 +176,7 @@ class Trainer:
             progress["episodes"] += 1
             episode.end()
         self.progress.step(progress["step"])
+        progress["cpu_seconds"] += time.process_time() - began_s
         if progress["step"] % config.evaluate_every == 0:
             self._evaluate()
         if progress["step"] % config.checkpoint_every == 0:
@@ -291,7 +294,8 @@ class Trainer:
             transition = held_out(result.trajectories, self.run.replay.device)
             values |= model_quality(agent.model, transition, generator=noise, truth=self.truth)
         self.run.progress["evaluations"].append({"step": step, **values, "returns": list(result.returns)})
-        self.metrics.write("evaluation", step, **values, returns=result.returns)
+        spent = {"updates": agent.updates, "cpu_seconds": round(self.run.progress["cpu_seconds"], 6)}
+        self.metrics.write("evaluation", step, **values, returns=result.returns, **spent)
         self.progress.evaluation(step, result, bias)
 
     def _fit_forecast(self) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dst_core import trainer
+from dst_core.agent import Agent
 from dst_core.agent_config import AgentConfig
 from dst_core.checkpoint import load_checkpoint
 from dst_core.config import TrainConfig
@@ -21,6 +22,7 @@ from dst_core.progress import TrainingProgress
 from dst_core.run import Run
 from dst_core.train import train
 
+TAKEN = ("time", "updates_per_s", "cpu_seconds")
 TASKS = {
     "InvertedPendulum-v5": (),
     "PendulumSwingUp-v0": ("actuation=0.1", "observation=0.1", "dynamics=0.05"),
@@ -76,7 +78,12 @@ def interrupt_fit_after(updates: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def log(out: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in ("time", "updates_per_s")} for line in lines]
+    return [{name: value for name, value in line.items() if name not in TAKEN} for line in lines]
+
+
+def evaluations(out: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "evaluation"]
 
 
 def require_same(one: Path, other: Path) -> None:
@@ -84,7 +91,7 @@ def require_same(one: Path, other: Path) -> None:
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
     for progress in (of_a, of_b):
-        del progress["metrics_size"]  # times differ in their number of digits
+        del progress["metrics_size"], progress["cpu_seconds"]  # times differ, in their number of digits too
     assert of_a == of_b
     assert log(one) == log(other)
 
@@ -110,6 +117,32 @@ def test_run_interrupted_five_times_equals_the_uninterrupted_one(
         assert train(config(tmp_path / "parts", env, resume=True)) == 143
     assert train(config(tmp_path / "parts", env, resume=True)) == 0
     require_same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_evaluations_tell_updates_and_cpu_time_of_all_parts_of_the_run_and_of_training_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that an update moves by a second, an evaluation or a save by a thousand."""
+    now_s = 0.0
+
+    def taking(seconds: float, call: Any) -> Any:
+        def timed(*arguments: Any, **named: Any) -> Any:
+            nonlocal now_s
+            now_s += seconds
+            return call(*arguments, **named)
+
+        return timed
+
+    monkeypatch.setattr("dst_core.trainer.time.process_time", lambda: now_s)
+    monkeypatch.setattr(Agent, "update", taking(1, Agent.update))
+    monkeypatch.setattr(Run, "save", taking(1000, Run.save))
+    monkeypatch.setattr("dst_core.trainer.evaluate", taking(1000, evaluate))
+    with monkeypatch.context() as context:
+        interrupt_at(58, context)
+        assert train(config(tmp_path)) == 143
+    assert train(config(tmp_path, resume=True)) == 0
+    told = [(line["step"], line["updates"], line["cpu_seconds"]) for line in evaluations(tmp_path)]
+    assert told == [(step, max(0, step - 30), max(0, step - 30)) for step in (0, 25, 50, 70)]
 
 
 @pytest.mark.parametrize("number", [0, 2, 3], ids=["the first", "one on the way", "the last"])
