@@ -18,7 +18,8 @@ from benchmarks.experiments.engines.local import LocalEngine, cores
 from benchmarks.experiments.errors import ExperimentError
 from benchmarks.experiments.experiment import run_experiment
 from benchmarks.experiments.grid import GridRun, read_grid
-from benchmarks.experiments.plan import make_plan
+from benchmarks.experiments.plan import RUNS_DIRECTORY, make_plan
+from benchmarks.experiments.process import LOG_FILE
 from benchmarks.experiments.record import Outcome
 from benchmarks.experiments.results import CURVES_FILE, RESULTS_FILE
 from benchmarks.experiments.tables import kept_results
@@ -149,7 +150,7 @@ def _show_plan(runs: Sequence[GridRun], experiment: Experiment, console: Console
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("environment", "perturbation", "variant"):
         table.add_column(column, overflow="fold")
-    for column in ("steps", "to run", "of them resumed", "finished", "failed"):
+    for column in ("steps", "to run", "resumed", "finished", "failed"):
         table.add_column(column, justify="right")
     for group, members in groups.items():
         status = [plan.done[member.id].status for member in members if member.id in plan.done]
@@ -175,13 +176,14 @@ def _summary(
 ) -> int:
     status = [outcome.status for outcome in outcomes.values()]
     bad = [(run, outcome) for run, outcome in outcomes.items() if outcome.status != "finished"]
-    lines = [f"{outcome.status}  {run}  {outcome.error}" for run, outcome in bad]
+    lines = [f"{outcome.status}  {run}" for run, outcome in bad]
     lines.append(
         f"{status.count('finished')} of {len(runs)} runs finished, {status.count('diverged')} diverged, "
         f"{status.count('failed')} failed; tables in {experiment.out / RESULTS_FILE} and {experiment.out / CURVES_FILE}"
     )
     if bad:
-        lines.append("--retry repeats those that diverged or failed; their logs are train.log in their directories")
+        where = experiment.out / RUNS_DIRECTORY
+        lines.append(f"their errors are in {RESULTS_FILE}, their logs {where}/.../{LOG_FILE}; --retry repeats them")
     left = len(runs) - len(outcomes)
     if left:
         lines.append(f"{left} not done; the same command goes on")

@@ -107,7 +107,7 @@ class _Reading:
         self.faults[f"{where}: {message}" if where else message] = None
 
     def runs(self) -> tuple[GridRun, ...]:
-        for name in self.table.keys() - {*TOP_KEYS}:
+        for name in sorted(self.table.keys() - {*TOP_KEYS}):
             self.fault("", f"unknown entry {name!r}; a grid has {', '.join(TOP_KEYS)}")
         seeds = self._seeds("", self.table["seeds"]) if "seeds" in self.table else None
         sweeps = self.table.get("sweep")
@@ -150,7 +150,7 @@ class _Reading:
         return flags if not wrong else {name: value for name, value in flags.items() if not [*misfits({name: value})]}
 
     def _sweep(self, name: str, entry: dict[str, Any], seeds: list[int] | None) -> Sweep:
-        for key in entry.keys() - {*SWEEP_KEYS}:
+        for key in sorted(entry.keys() - {*SWEEP_KEYS}):
             self.fault(name, f"unknown entry {key!r}; a sweep has {', '.join(SWEEP_KEYS)}")
         if "seeds" in entry:
             seeds = self._seeds(name, entry["seeds"])
@@ -165,7 +165,7 @@ class _Reading:
         if not isinstance(longer, dict):
             self.fault(name, f"longer must be a table of variants and steps, got {longer!r}")
             longer = {}
-        for variant in longer.keys() - {*variants}:
+        for variant in sorted(longer.keys() - {*variants}):
             self.fault(name, f"longer names {variant!r}, which is no variant of this sweep")
         return Sweep(
             name=name,

@@ -140,7 +140,7 @@ class Display:
 
 def span(seconds: float) -> str:
     """A duration as people say it: 40 s, 12 min, 3 h 20 min."""
-    if seconds < 60:
+    if round(seconds) < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -9,16 +9,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from benchmarks.experiments.engines import Job, Progress, Wish
+from benchmarks.experiments.engines import Ended, Job, Progress, Wish
 from dst_core.checkpoint import CHECKPOINT_FILE
 from dst_core.metrics import METRICS_FILE
+from dst_core.train import INTERRUPTED
 
 LOG_FILE: Final = "train.log"
 LOOK_EVERY_S: Final = 0.5
 TAIL_BYTES: Final = 16_384
 
 
-def run_job(job: Job, *, report: Callable[[Progress], Wish]) -> int:
+def run_job(job: Job, *, report: Callable[[Progress], Wish]) -> Ended:
     """Train in a process of its own with one thread, from the checkpoint in its directory if there is one.
 
     Args:
@@ -26,11 +27,11 @@ def run_job(job: Job, *, report: Callable[[Progress], Wish]) -> int:
         report: told how far the run is, every half second; what it returns is done.
 
     Returns:
-        The exit code of dst-train, negative for a signal; as after Ctrl-C (130) if it was not to be begun.
+        How dst-train ended, with the last line of its log unless it finished; as after Ctrl-C if it was not to be begun.
     """
     seen = Progress(run=job.run, step=0, latest_return=None)
     if report(seen) is not Wish.GO_ON:
-        return 130
+        return Ended(run=job.run, code=INTERRUPTED)
     if job.anew:
         shutil.rmtree(job.directory, ignore_errors=True)
     job.directory.mkdir(parents=True, exist_ok=True)
@@ -53,14 +54,23 @@ def run_job(job: Job, *, report: Callable[[Progress], Wish]) -> int:
         assert process.stdin is not None
         while True:
             try:
-                return process.wait(timeout=LOOK_EVERY_S)
+                code = process.wait(timeout=LOOK_EVERY_S)
             except subprocess.TimeoutExpired:
                 seen = _look(job, seen)
+            else:
+                return Ended(run=job.run, code=code, error=_last_words(job) if code else "")
             wish = report(seen)
             if wish is Wish.STOP:
                 process.stdin.close()
             elif wish is Wish.END:
                 process.kill()
+
+
+def _last_words(job: Job) -> str:
+    """The last line of a log, about the run rather than about the directory it happened to have."""
+    lines = (job.directory / LOG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return last.removeprefix("dst-train: ").replace(str(job.directory), job.run)
 
 
 def _look(job: Job, seen: Progress) -> Progress:

@@ -49,7 +49,7 @@ def judge(run: GridRun, ended: Ended, directory: Path) -> Outcome | None:
     if ended.code < 0:
         error = f"its process was ended by {signal.Signals(-ended.code).name}; the machine may be short of memory"
         return Outcome(status="failed", error=error, config=config)
-    error = _last_line(directory / LOG_FILE) or f"exit code {ended.code} without a word"
+    error = ended.error or f"exit code {ended.code} without a word"
     return Outcome(status="diverged" if ended.code == DIVERGED else "failed", error=error, config=config)
 
 
@@ -124,11 +124,6 @@ def _evaluations(directory: Path) -> Iterator[Row]:
             line = json.loads(encoded)
             if line["kind"] == "evaluation":
                 yield line
-
-
-def _last_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _json(path: Path) -> dict[str, Any] | None:

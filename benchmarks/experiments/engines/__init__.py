@@ -40,7 +40,7 @@ class Ended:
     code: int | None
     """dst-train's exit code, negative for a signal; None where the engine lost it."""
     error: str = ""
-    """What the engine has to say about that."""
+    """The last line of its log, or what the engine has to say."""
 
 
 class Wish(enum.Enum):

@@ -73,11 +73,11 @@ class LocalEngine:
         if self._wish is not Wish.GO_ON:
             return
         try:
-            code = run_job(job, report=self._report)
+            ended = run_job(job, report=self._report)
         except OSError as error:
             self._events.put(Ended(run=job.run, code=None, error=f"cannot be run: {error}"))
         else:
-            self._events.put(Ended(run=job.run, code=code))
+            self._events.put(ended)
 
     def _report(self, progress: Progress) -> Wish:
         self._events.put(progress)

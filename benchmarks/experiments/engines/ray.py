@@ -53,13 +53,13 @@ class Board:
         return taken
 
 
-def compute(job: Job, files: Files, board: ActorHandle[Board]) -> tuple[int, Files]:
-    """On a node: run a job that goes on from these files; returns dst-train's exit code and the files it leaves."""
+def compute(job: Job, files: Files, board: ActorHandle[Board]) -> tuple[Ended, Files]:
+    """On a node: run a job that goes on from these files; returns how it ended and the files it leaves."""
     with tempfile.TemporaryDirectory(prefix="dst-experiment-") as directory:
         here = Job(run=job.run, arguments=job.arguments, directory=Path(directory) / "run")
         write_files(here.directory, files)
-        code = run_job(here, report=lambda progress: cast(Wish, ray.get(board.report.remote(progress))))
-        return code, read_files(here.directory)
+        ended = run_job(here, report=lambda progress: cast(Wish, ray.get(board.report.remote(progress))))
+        return ended, read_files(here.directory)
 
 
 def read_files(directory: Path) -> Files:
@@ -149,15 +149,15 @@ class RayEngine:
             yield None
 
 
-def _ended(job: Job, reference: ray.ObjectRef[tuple[int, Files]]) -> Ended:
+def _ended(job: Job, reference: ray.ObjectRef[tuple[Ended, Files]]) -> Ended:
     try:
-        code, files = ray.get(reference)
+        ended, files = ray.get(reference)
     except ray.exceptions.RayError as error:
         return Ended(run=job.run, code=None, error=f"Ray lost it: {_first_line(error)}")
     if job.anew:
         shutil.rmtree(job.directory, ignore_errors=True)
     write_files(job.directory, files)
-    return Ended(run=job.run, code=code)
+    return ended
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,79 @@
+"""Tasks that misbehave, and one that waits, for the processes of the tests."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+RELEASE = "TEST_RELEASE_FILE"
+"""Environment variable that names a file; as long as that is absent, steps of `Waiting` take long."""
+
+
+class Drift(gymnasium.Env[Any, Any]):
+    """Adds the action up; ten steps an episode."""
+
+    observation_space = gymnasium.spaces.Box(-10.0, 10.0, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.place, self.steps = self.np_random.uniform(-1, 1, 1).astype(np.float32), 0
+        return self.place.copy(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.place = np.clip(self.place + action, -10, 10).astype(np.float32)
+        self.steps += 1
+        return self.place.copy(), self.reward(), False, self.steps == 10, {}
+
+    def reward(self) -> float:
+        return -float(abs(self.place[0]))
+
+
+class NotANumber(Drift):
+    """Its reward is no number from its third step on, in training; evaluations are before that."""
+
+    taken = 0
+
+    def reward(self) -> float:
+        NotANumber.taken += 1
+        return float("nan") if NotANumber.taken > 23 else super().reward()
+
+
+class Crash(Drift):
+    """Fails in its third step of training."""
+
+    taken = 0
+
+    def reward(self) -> float:
+        Crash.taken += 1
+        if Crash.taken > 23:
+            raise RuntimeError("the simulator gave up")
+        return super().reward()
+
+
+class Waiting(Drift):
+    """A step takes 20 ms until it is released."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if not Path(os.environ[RELEASE]).exists():
+            time.sleep(0.02)
+        return super().step(action)
+
+
+class Stuck(Drift):
+    """Its first step of training never ends."""
+
+    taken = 0
+
+    def reward(self) -> float:
+        Stuck.taken += 1
+        if Stuck.taken > 20:
+            time.sleep(600)
+        return super().reward()
+
+
+for _kind in (Drift, NotANumber, Crash, Waiting, Stuck):
+    gymnasium.register(f"{_kind.__name__}-v0", _kind)
