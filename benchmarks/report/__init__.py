@@ -1,0 +1,1 @@
+"""dst-report: tables, figures and verdicts from the results of dst-experiment."""
