@@ -27,7 +27,7 @@ except ImportError as absent:
         "--engine ray needs Ray, which is not installed: pip install 'dst-policy-server[ray]', or use --engine local"
     ) from absent
 
-OBJECT_STORE_BYTES: Final = 256 * 1024**2
+OBJECT_STORE_BYTES: Final = 128 * 1024**2
 Files = dict[str, bytes]
 
 
@@ -114,7 +114,7 @@ class RayEngine:
                 )
             else:
                 ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             where = self._address or "a local cluster"
             raise ExperimentError(f"Ray cannot be reached at {where}: {error}; see `ray status` there") from error
         self._board = ray.remote(num_cpus=0)(Board).remote()

@@ -1,6 +1,7 @@
 """Tasks that misbehave, and one that waits, for the processes of the tests."""
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class NotANumber(Drift):
 
     def reward(self) -> float:
         NotANumber.taken += 1
-        return float("nan") if NotANumber.taken > 23 else super().reward()
+        return float("nan") if NotANumber.taken > 22 else super().reward()
 
 
 class Crash(Drift):
@@ -49,7 +50,7 @@ class Crash(Drift):
 
     def reward(self) -> float:
         Crash.taken += 1
-        if Crash.taken > 23:
+        if Crash.taken > 22:
             raise RuntimeError("the simulator gave up")
         return super().reward()
 
@@ -61,6 +62,18 @@ class Waiting(Drift):
         if not Path(os.environ[RELEASE]).exists():
             time.sleep(0.02)
         return super().step(action)
+
+
+class Killer(Drift):
+    """Ends the process that watches its own in its third step of training."""
+
+    taken = 0
+
+    def reward(self) -> float:
+        Killer.taken += 1
+        if Killer.taken > 22:
+            os.kill(os.getppid(), signal.SIGKILL)
+        return super().reward()
 
 
 class Stuck(Drift):
@@ -75,5 +88,5 @@ class Stuck(Drift):
         return super().reward()
 
 
-for _kind in (Drift, NotANumber, Crash, Waiting, Stuck):
+for _kind in (Drift, NotANumber, Crash, Waiting, Killer, Stuck):
     gymnasium.register(f"{_kind.__name__}-v0", _kind)
