@@ -119,8 +119,7 @@ def _panel(axis: Axes, comparison: Comparison, drawn: Mapping[str, Band], look: 
             )
     axis.set_title(f"{comparison.setting.environment}\n{comparison.setting.perturbation}", loc="left")
     if x == "seconds":
-        if axis.lines and any(len(line.get_xdata()) for line in axis.lines):  # type: ignore[arg-type]
-            axis.set_xscale("log")
+        axis.set_xscale("log")
     else:
         axis.set_xlim(0, comparison.steps.limit)
         axis.xaxis.set_major_locator(MaxNLocator(4))

@@ -7,6 +7,7 @@ from benchmarks.report.ablations import ablation_tables, normalised_difference
 from benchmarks.report.aggregate import aggregate_tables, by_kind, normalised_score, probability_of_improvement
 from benchmarks.report.interactions import interaction_ratio, interactions_tables
 from benchmarks.report.settings import seeds as seeds_of
+from benchmarks.report.settings import setting_tables
 from benchmarks.report.study import study_of
 from tests.benchmarks.report.tables import flat, made_run, results, seeds
 
@@ -37,6 +38,17 @@ def test_normalised_score_at_equal_time_keeps_the_scale_of_equal_interactions() 
     assert normalised_score(made, made.algorithms, "dst") == (1.0, 1.0, 1.0)
     assert normalised_score(made, made.algorithms, "dst", unit="seconds") == pytest.approx((0.2, 0.2, 0.2))
     assert normalised_score(made, made.algorithms, "td3", unit="seconds") == pytest.approx((0.5, 0.5, 0.5))
+
+
+def test_setting_tables_hold_both_budgets_and_the_cost_of_runs_that_were_not_cut_short() -> None:
+    slow = {0: 0.0, 500: 2.0, 1000: 10.0, 1500: 10.0, 2000: 10.0}
+    runs = [made_run(slow, seed=seed, seconds_per_step=0.04, bias=None) for seed in (0, 1)]
+    runs += [made_run(flat(5.0), seed=seed, variant="td3", seconds_per_step=0.01, bias=0.25) for seed in (0, 1)]
+    runs += [made_run({0: 0.0, 500: 9.0}, seed=2, variant="td3", status="diverged", seconds_per_step=0.01, bias=0.25)]
+    text = setting_tables(study(runs))
+    assert "| return at 2000 steps | spread | critic bias | CPU s | return within 20.0 CPU s | steps made |" in text
+    assert "| dst | 2 of 3 | **10.0 (10.0 to 10.0)** | 0.00 | - | 80.0 | 2.00 (2.00 to 2.00) | 500 |" in text
+    assert "| td3 | 3 | 3.33 (0.00 to 5.00) | 2.89 | 0.250 | 20.0 | **3.33 (0.00 to 5.00)** | 1500 |" in text
 
 
 def test_kinds_are_those_of_the_data_and_settings_without_learning_are_left_out_by_name() -> None:

@@ -46,6 +46,15 @@ def reaching(step: int, *, variant: str, count: int = 3) -> list:
             "undecided",
             "0.50 (0.50 to 1.00)",
         ),
+        (
+            [
+                *reaching(3000, variant="dst"),
+                *reaching(4000, variant="mage", count=2),
+                *reaching(5000, variant="mage")[2:],
+            ],
+            "undecided",
+            "0.80 (0.67 to 0.80)",
+        ),
     ],
 )
 def test_about_30_percent_fewer_interactions(runs, verdict: str, found: str) -> None:
@@ -73,6 +82,9 @@ def test_variance_must_be_lower_than_that_of_every_other_algorithm_but_not_of_it
     runs = [*seeds(NARROW), *seeds(WIDE, variant="td3"), *seeds([8.0] * 5, variant="dst, max-sliced")]
     assert judged(lower_variance, runs).verdict == "held"
     assert judged(lower_variance, [*runs, *seeds(NARROW, variant="tqc")]).verdict == "undecided"
+    between = [7.0, 7.5, 8.0, 8.5, 9.0]
+    runs = [*seeds(between), *seeds(WIDE, variant="td3"), *seeds(NARROW, variant="tqc")]
+    assert judged(lower_variance, runs).verdict == "not held"
 
 
 @pytest.mark.parametrize(

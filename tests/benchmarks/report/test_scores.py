@@ -97,6 +97,7 @@ def test_interactions_to_a_level_agree_with_a_naive_loop_and_censor_what_comes_l
         assert interactions_to(level, run_of(returns), steps=limit) == naive_interactions(returns, level, limit)
     assert interactions_to(4.0, run_of(RETURNS), steps=1500) == math.inf
     assert interactions_to(4.0, run_of(RETURNS), steps=2000) == 2000
+    assert interactions_to(1.5, run_of(RETURNS), steps=2000) == 1000, "a score equal to the level reaches it"
 
 
 def test_evaluations_without_a_finite_return_are_left_out_and_counted() -> None:

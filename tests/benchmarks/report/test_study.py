@@ -40,6 +40,13 @@ def test_each_comparison_has_the_budget_of_its_own_runs() -> None:
     assert made.ablations[0].steps.limit == 2000
 
 
+def test_a_level_reached_after_equal_interactions_is_not_reached() -> None:
+    late = {step: 10.0 if step >= 4000 else 0.0 for step in range(0, 8500, 500)}
+    runs = [made_run(flat(10.0, steps=(500, 1000))), made_run(late, variant="td3"), made_run(late, variant="dst, flow")]
+    assert study(runs).algorithms[0].interactions["td3"].tolist() == [np.inf]
+    assert study([*runs[1:2], made_run(late)]).algorithms[0].interactions["td3"].tolist() == [5000.0]
+
+
 def test_normalised_scores_are_0_untrained_and_1_at_the_best_interquartile_mean() -> None:
     runs = [made_run(flat(value, untrained=-10.0), seed=seed) for seed, value in enumerate([0.0, 10.0, 20.0, 30.0])]
     runs += [made_run(flat(-10.0, untrained=-10.0), variant="td3")]
