@@ -35,11 +35,15 @@ class Report:
     """See DESCRIPTION."""
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    """Directory with results.parquet and curves.parquet; figures are written into its folder figures."""
+    """Directory with results.parquet and curves.parquet."""
     out: Path | None = None
-    """Markdown file to write; DIR.md beside DIR unless given."""
+    """Page to write, PAGE.md, with figures in PAGE/figures; DIR.md beside DIR unless given."""
     reference: str = "dst"
     """Variant that the others are held against."""
+
+    def __post_init__(self) -> None:
+        if self.out is not None and self.out.suffix != ".md":
+            raise ValueError(f"--out must end in .md, got {self.out}")
 
 
 def main() -> int:
@@ -76,12 +80,12 @@ def run(report: Report) -> None:
             study,
             directory=named,
             grid=f"{named}/{grid}" if grid else "GRID.toml",
-            figures=Path(os.path.relpath(directory / FIGURES, out.parent)).as_posix(),
+            figures=f"{out.stem}/{FIGURES}",
             flags=_flags(report),
         )
         status.update("drawing")
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_figures(study, directory / FIGURES)
+        write_figures(study, out.with_suffix("") / FIGURES)
         out.write_text(text, encoding="utf-8")
     for claim in claims(study):
         console.print(f"[bold]{claim.verdict:>10}[/bold]  {claim.claim}: {claim.finding}", highlight=False)

@@ -55,7 +55,9 @@ def test_out_and_reference_are_part_of_the_command_on_the_page(tmp_path: Path, m
     assert report(monkeypatch, "x", "--out", "pages/p.md", "--reference", "td3") == 0
     text = (tmp_path / "pages" / "p.md").read_text(encoding="utf-8")
     assert "dst-experiment GRID.toml --out x\ndst-report x --out pages/p.md --reference 'td3'\n" in text
-    assert "(../x/figures/curves.svg)" in text
+    assert "(p/figures/curves.svg)" in text
+    assert (tmp_path / "pages" / "p" / "figures" / "curves.svg").is_file()
+    assert not (tmp_path / "x" / "figures").exists(), "those of another page stay as they are"
 
 
 def test_page_names_no_directory_outside_the_one_it_is_made_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +122,8 @@ def test_page_that_cannot_be_written_exits_2(
     (tmp_path / "file").touch()
     assert report(monkeypatch, tmp_path / "x", "--out", tmp_path / "file" / "p.md") == 2
     assert "choose another --out" in capsys.readouterr().err
+    assert report(monkeypatch, tmp_path / "x", "--out", tmp_path / "docs") == 2
+    assert "--out must end in .md" in capsys.readouterr().err
 
 
 def test_results_of_one_seed_diverged_runs_and_blank_returns_are_reported(
