@@ -31,7 +31,6 @@ examples:
   dst-experiment docs/results/grid.toml --out runs/results             (again after Ctrl-C: goes on)
   dst-experiment docs/results/grid.toml --out runs/results --only PointMass2-v0/none/dst/
   dst-experiment docs/results/grid.toml --out runs/results --engine ray --ray-address 10.0.0.1:6379
-  dst-report runs/results --out docs                                   (tables and figures of them)
 
 a grid:
   seeds = [0, 1, 2, 3, 4]
@@ -49,8 +48,8 @@ a grid:
   train = {{ evaluate_every = 500, agent = {{ hidden = 64 }} }}   # above the task's preset, below the variant
   seeds = [0, 1, 2]              # instead of those above
 
-Every run is a process of dst-train in OUT/runs/ENVIRONMENT/PERTURBATION/VARIANT/seed-N, with its log in train.log. OUT/{RESULTS_FILE} and
-OUT/{CURVES_FILE} are rewritten after each. Runs with a row there or a finished directory are not done again; those under way go on from
+Every run is a process of dst-train in DIR/runs/ENVIRONMENT/PERTURBATION/VARIANT/seed-N, with its log in train.log. DIR/{RESULTS_FILE} and
+DIR/{CURVES_FILE} are rewritten after each. Runs with a row there or a finished directory are not done again; those under way go on from
 their checkpoint.
 
 Exit codes: 0 all runs of the grid are finished, 1 all are done and some diverged or failed, 2 refused with the reason, 130 Ctrl-C (143
@@ -62,19 +61,19 @@ SIGTERM).
 class Experiment:
     """See DESCRIPTION."""
 
-    grid: Annotated[Path, tyro.conf.Positional]
+    grid: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="GRID")]
     """TOML file that names what to run."""
-    out: Path
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Directory of the experiment; one that holds part of it is completed."""
     engine: Literal["local", "ray"] = "local"
     """Where runs are computed: in processes on this machine, or as tasks of Ray."""
-    processes: int | None = None
+    processes: Annotated[int | None, tyro.conf.arg(metavar="N")] = None
     """Runs at the same time; one per core unless given."""
-    ray_address: str | None = None
+    ray_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
     """Ray cluster to use, every node with this project installed; a local one is started unless given."""
     retry: bool = False
     """Repeat runs that diverged (from their first step) or failed (from their checkpoint)."""
-    only: str | None = None
+    only: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     """Only runs with this text in environment/perturbation/variant/seed-N."""
     dry_run: bool = False
     """Show what would run, and run nothing."""

@@ -30,7 +30,7 @@ class TimeLeft:
         now = self.clock()
         before = self._looked.get(run.id)
         self._looked[run.id] = (step, now)
-        if before is not None:
+        if before is not None and step >= before[0]:  # less where a lost attempt begins again
             self._add(run, steps=step - before[0], seconds=now - before[1])
 
     def knew(self, run: GridRun, *, steps: int, seconds: float) -> None:

@@ -7,6 +7,7 @@ checkpoint too, so that an interrupted run goes on wherever it is put next.
 import logging
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ except ImportError as absent:
     ) from absent
 
 OBJECT_STORE_BYTES: Final = 128 * 1024**2
+CONNECT_S: Final = 10.0
 Files = dict[str, bytes]
 
 
@@ -113,10 +115,13 @@ class RayEngine:
                     _node_ip_address="127.0.0.1",
                 )
             else:
+                _require_answer(self._address)
                 ray.init(address=self._address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError) as error:
             where = self._address or "a local cluster"
-            raise ExperimentError(f"Ray cannot be reached at {where}: {error}; see `ray status` there") from error
+            raise ExperimentError(
+                f"Ray cannot be reached at {where}: {error}; `ray status` on its head node tells more"
+            ) from error
         self._board = ray.remote(num_cpus=0)(Board).remote()
         return self
 
@@ -158,6 +163,14 @@ def _ended(job: Job, reference: ray.ObjectRef[tuple[Ended, Files]]) -> Ended:
         shutil.rmtree(job.directory, ignore_errors=True)
     write_files(job.directory, files)
     return ended
+
+
+def _require_answer(address: str) -> None:
+    """Raise OSError if nothing listens there; Ray itself would try for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon:  # others are names such as auto
+        with socket.create_connection((host, int(port)), timeout=CONNECT_S):
+            pass
 
 
 def _first_line(error: Exception) -> str:

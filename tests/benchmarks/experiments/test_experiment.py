@@ -1,6 +1,7 @@
 """Real runs in real processes: isolated, resumed, stopped, and what their commands reproduce."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,6 +83,19 @@ def test_what_is_done_is_not_done_again_with_or_without_directories(
         path: content for path, content in before.items() if path.suffix == ".parquet"
     }
     assert "1 of 3 runs finished, 1 diverged, 1 failed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_retry_begins_a_diverged_run_anew_and_goes_on_with_a_failed_one(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(mixed / "out", out)
+    assert call(monkeypatch, mixed / "grid.toml", "--out", out, "--retry") == 1
+    assert read_results(out).runs["status"].sort().to_list() == ["diverged", "failed", "finished"]
+    diverged, failed = (out / "runs" / f"{TASKS}:{task}-v0/none/td3/seed-0" for task in ("NotANumber", "Crash"))
+    assert (diverged / "train.log").read_text().count("is not finite at step 3") == 1
+    assert (failed / "train.log").read_text().count("the simulator gave up\n") == 2
 
 
 def test_dry_run_counts_and_runs_nothing(

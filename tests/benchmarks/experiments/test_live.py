@@ -44,6 +44,11 @@ def test_time_left_is_the_steps_left_at_their_own_pace_shared_by_the_processes()
     left.knew(td3, steps=1000, seconds=50)  # 0.05 s per step
     assert left.seconds(remaining, [dst, more, td3, td3_more]) == pytest.approx((3500 * 0.2 + 4000 * 0.05) / 2)
     assert left.seconds(remaining, [dst]) == pytest.approx(1500 * 0.2), "one run is never shared"
+    clock.now_s += 1
+    left.saw(dst, 0)
+    assert left.seconds(remaining, [dst]) == pytest.approx(1500 * 0.2), (
+        "an attempt that begins again made no steps back"
+    )
     other = run_of("mage")
     assert left.seconds({other.id: 100}, [other]) == pytest.approx(100 * (0.2 + 0.05) / 2), "as the others, in the mean"
     assert left.seconds({}, []) == 0

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -92,6 +93,17 @@ def test_without_ray_its_engine_names_the_cure(
     assert "pip install 'dst-policy-server[ray]'" in capsys.readouterr().err
     with pytest.raises(ExperimentError):
         importlib.import_module("benchmarks.experiments.engines.ray")
+
+
+def test_cluster_that_does_not_answer_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = write_grid(tmp_path, ["PointMass1-v0"])
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # and nothing listens
+        address = f"127.0.0.1:{unheard.getsockname()[1]}"
+        assert call(monkeypatch, grid, "--out", tmp_path / "out", "--engine", "ray", "--ray-address", address) == 2
+    assert f"Ray cannot be reached at {address}: " in capsys.readouterr().err
 
 
 def test_ray_is_told_to_send_no_statistics() -> None:
