@@ -64,6 +64,12 @@ class ConditionalVae(LearnedModel):
         log_likelihood = self._decoded(given, latent).log_density(outcome)
         return (posterior.divergence(prior) - log_likelihood).mean()
 
+    def mean_error(self, transition: Transition) -> Tensor:
+        """That of the outcome decoded from the prior's mean, ()."""
+        given, outcome = self.standardised(transition)
+        mean: Tensor = self.decoder(given, _gaussian(self.prior(given)).mean)
+        return (mean - outcome).square().sum(-1).mean()
+
     def log_density(self, given: Tensor, outcome: Tensor, generator: torch.Generator | None) -> Tensor:
         """Importance-weighted lower bound with `LIKELIHOOD_DRAWS` draws (Burda, Grosse and Salakhutdinov, ICLR 2016, equation 8), (B,)."""
         given, outcome = (rows.expand(LIKELIHOOD_DRAWS, *rows.shape) for rows in (given, outcome))

@@ -51,6 +51,12 @@ class GaussianEnsemble(LearnedModel):
         given, outcome = self.standardised(transition)
         return -(self.bootstrap_weights(transition) * self._law(given).log_density(outcome)).mean()
 
+    def mean_error(self, transition: Transition) -> Tensor:
+        """Of each member on its bootstrap, mean over the members, ()."""
+        given, outcome = self.standardised(transition)
+        error = (self._law(given).mean - outcome).square().sum(-1)
+        return (self.bootstrap_weights(transition) * error).mean()
+
     def log_density(self, given: Tensor, outcome: Tensor, generator: torch.Generator | None) -> Tensor:  # noqa: ARG002
         """Of the mixture, exactly, (B,) nats."""
         return self._law(given).log_density(outcome).logsumexp(0) - math.log(self.members)
