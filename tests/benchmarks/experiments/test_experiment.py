@@ -15,7 +15,7 @@ from benchmarks.experiments.engines.local import LocalEngine
 from benchmarks.experiments.errors import ExperimentError
 from benchmarks.experiments.experiment import run_experiment
 from benchmarks.experiments.grid import read_grid
-from benchmarks.experiments.results import read_results
+from benchmarks.experiments.results import CURVES_FILE, RESULTS_FILE, read_results
 from dst_core.checkpoint import CHECKPOINT_FILE, load_checkpoint
 from tests.benchmarks.experiments.grids import (
     TASKS,
@@ -72,6 +72,10 @@ def test_what_is_done_is_not_done_again_with_or_without_directories(
     before = state_of(mixed / "out")
     assert call(monkeypatch, mixed / "grid.toml", "--out", mixed / "out") == 1
     assert state_of(mixed / "out") == before
+    for name in (RESULTS_FILE, CURVES_FILE):
+        (mixed / "out" / name).unlink()
+    assert call(monkeypatch, mixed / "grid.toml", "--out", mixed / "out") == 1
+    assert state_of(mixed / "out") == before, "directories give the tables back"
     (mixed / "out" / "runs").rename(mixed / "elsewhere")
     try:
         assert call(monkeypatch, mixed / "grid.toml", "--out", mixed / "out") == 1
