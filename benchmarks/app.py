@@ -76,12 +76,15 @@ class Growth:
     Examples:
       dst-bench growth
       dst-bench growth --runs 10 --json
+      dst-bench growth --figure docs/performance/growth
     """
 
     threads: int = 1
     """Threads of torch."""
     runs: int = 10
     """Timed runs at each size, fewer at sizes that take seconds."""
+    figure: Path | None = None
+    """Also draw the curves to FIGURE.svg and FIGURE.png."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -176,11 +179,18 @@ def run(command: Train | Growth | Infer | Serve) -> None:
             show("parts of DST's", parts, setting, unit="ms")
         return
     if isinstance(command, Growth):
-        timings, setting = growth.measure(threads=command.threads, runs=command.runs)
+        updates, distances, setting = growth.measure(threads=command.threads, runs=command.runs)
+        if command.figure is not None:
+            _draw_growth(updates, command.figure)
         if command.json:
-            print_json({"update_ms": {timing.key: timing.p50_us / 1000 for timing in timings}, "setting": setting})
+            milliseconds = {
+                name: {timing.key: timing.p50_us / 1000 for timing in timings}
+                for name, timings in (("update_ms", updates), ("distance_ms", distances))
+            }
+            print_json({**milliseconds, "setting": setting})
         else:
-            show("one DST update, eager, float32", timings, setting, unit="ms")
+            show("one DST update, eager, float32", updates, {}, unit="ms")
+            show("its distance alone, with the gradient by the samples", distances, setting, unit="ms")
         return
     with _bundle(command.bundle) as bundle:
         if isinstance(command, Infer):
@@ -194,6 +204,23 @@ def run(command: Train | Growth | Infer | Serve) -> None:
     else:
         title = "inference in process" if isinstance(command, Infer) else "round trips through the server"
         show(title, timings, extra | setting)
+
+
+def _draw_growth(updates: list[Timing], stem: Path) -> None:
+    try:
+        from benchmarks.growth_figure import draw  # noqa: PLC0415 (matplotlib is optional)
+    except ImportError as error:
+        raise BenchmarkError("--figure needs matplotlib: pip install 'dst-policy-server[experiment]'") from error
+    milliseconds = {timing.key: timing.p50_us / 1000 for timing in updates}
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {
+        axis: {kind: [(size, milliseconds[f"{axis}_{size}_{kind}"]) for size in sizes] for kind in growth.DISTANCES}
+        for axis, sizes in growth.AXES.items()
+    }
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        draw(curves, stem)
+    except OSError as error:
+        raise BenchmarkError(f"the figure cannot be written: {error}; choose another --figure") from error
 
 
 def _percentiles(timings: list[Timing]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How the price of a DST update grows with samples, batch, width and actions, everything else at the reference size."""
+"""How the price of a DST update, and of its distance alone, grows with samples, batch, width and actions."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from rich.progress import track
 from benchmarks.timing import Timing, machine, time_in_turn
 from benchmarks.train import make_agent
 from dst_core.agent_config import AgentConfig
-from dst_core.sobolev_loss import Distance
+from dst_core.sobolev_loss import Distance, sobolev_loss
 
 REFERENCE = {"samples": 10, "batch": 256, "hidden": 256, "action": 6}
 OBSERVATION = 17
@@ -23,27 +23,34 @@ AXES = {
 SECONDS_PER_SIZE = 5.0  # about; large sizes are timed less often
 LEAST_RUNS = 2
 DISTANCES: tuple[Distance, ...] = ("mmd", "max-sliced-mmd")
+OF_THE_DISTANCE = ("samples", "batch", "action")
 
 
-def measure(*, threads: int, runs: int) -> tuple[list[Timing], dict[str, Any]]:
+def measure(*, threads: int, runs: int) -> tuple[list[Timing], list[Timing], dict[str, Any]]:
     """Time eager updates in float32, two in a row since the actor moves in every second one; figures are for one.
 
     Returns:
-        Timings keyed `axis_value_distance`, and the setting.
+        Timings of updates and of the distance alone with its gradient, both keyed `axis_value_distance`, and the setting.
     """
     torch.set_num_threads(threads)
-    timings = []
+    updates, distances = [], []
     points = [(axis, value, distance) for axis, values in AXES.items() for value in values for distance in DISTANCES]
     for axis, value, distance in track(points, description="sizes", transient=True):
-        key = f"{axis}_{value}_{distance}"
-        call = _two_updates(distance=distance, **{**REFERENCE, axis: value})
-        began = time.perf_counter()
-        call()
-        affordable = int(SECONDS_PER_SIZE / (time.perf_counter() - began))
-        times = min(runs, max(LEAST_RUNS, affordable))
-        (timing,) = time_in_turn({(key, f"{axis} {value}, {distance}"): call}, runs=times)
-        timings.append(timing.halved())
-    return timings, {"observation": OBSERVATION, **REFERENCE, "threads": threads, "compiled": False, **machine()}
+        names = f"{axis}_{value}_{distance}", f"{axis} {value}, {distance}"
+        sizes = {**REFERENCE, axis: value}
+        updates.append(_timed(names, _two_updates(distance=distance, **sizes), runs=runs).halved())
+        if axis in OF_THE_DISTANCE:
+            distances.append(_timed(names, _distance_alone(distance=distance, **sizes), runs=runs))
+    setting = {"observation": OBSERVATION, **REFERENCE, "threads": threads, "compiled": False, **machine()}
+    return updates, distances, setting
+
+
+def _timed(names: tuple[str, str], call: Callable[[], None], *, runs: int) -> Timing:
+    began = time.perf_counter()
+    call()
+    affordable = int(SECONDS_PER_SIZE / (time.perf_counter() - began))
+    (timing,) = time_in_turn({names: call}, runs=min(runs, max(LEAST_RUNS, affordable)))
+    return timing
 
 
 def _two_updates(*, distance: Distance, samples: int, batch: int, hidden: int, action: int) -> Callable[[], None]:
@@ -56,3 +63,17 @@ def _two_updates(*, distance: Distance, samples: int, batch: int, hidden: int, a
             agent.update(replay.sample(batch, generator), generator)
 
     return updates
+
+
+def _distance_alone(*, distance: Distance, samples: int, batch: int, hidden: int, action: int) -> Callable[[], None]:  # noqa: ARG001
+    """Two critics' samples against the untruncated target's, and the gradient by them."""
+    generator = torch.Generator().manual_seed(0)
+    predicted = torch.randn(2, batch, samples, 1 + action, generator=generator, requires_grad=True)
+    target = torch.randn(batch, 2 * samples, 1 + action, generator=generator)
+    std = torch.ones(1 + action)
+
+    def loss_and_gradient() -> None:
+        loss = sobolev_loss(predicted, target, std=std, gradient_weight=1.0, distance=distance, bandwidth=100.0)
+        torch.autograd.grad(loss, predicted)
+
+    return loss_and_gradient

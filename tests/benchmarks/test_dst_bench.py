@@ -50,14 +50,17 @@ def test_train_gives_the_update_its_parts_and_what_it_is_held_against(capsys: py
 
 
 def test_growth_gives_every_size_of_every_axis(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(growth, "REFERENCE", {"samples": 4, "batch": 8, "hidden": 8, "action": 2})
     monkeypatch.setattr(growth, "AXES", {"samples": (4, 8), "action": (1, 3)})
-    result = measured(Growth(runs=10, json=True), capsys)
+    result = measured(Growth(runs=10, figure=tmp_path / "new" / "growth", json=True), capsys)
     sizes = {"samples_4", "samples_8", "action_1", "action_3"}
     assert set(result["update_ms"]) == {f"{size}_{kind}" for size in sizes for kind in ("mmd", "max-sliced-mmd")}
-    assert min(result["update_ms"].values()) > 0
+    assert set(result["distance_ms"]) == set(result["update_ms"])
+    assert all(0 < result["distance_ms"][key] < result["update_ms"][key] for key in result["update_ms"])
+    assert "</svg>" in (tmp_path / "new" / "growth.svg").read_text()
+    assert (tmp_path / "new" / "growth.png").stat().st_size > 10_000
 
 
 def test_peers_that_are_not_installed_are_left_out_and_named(
