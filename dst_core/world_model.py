@@ -55,13 +55,13 @@ class StepModel(Protocol):
 
 PullBack = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Cotangents of next observation (B, J, C, S), reward and termination (B, J, C) to those of the inputs asked for, (B, J, C, D)."""
-MEAN_WEIGHT = 3.0
+MEAN_WEIGHT = 10.0
 """Of the squared error of the mean outcome, in standardised units, beside the negative log-likelihood.
 
 A likelihood with a learned scale explains rare outcomes, an impact say, as noise and then hardly learns their mean: each residual
 counts by the inverse variance that was just widened for it (Seitzer et al., "On the pitfalls of heteroscedastic uncertainty
 estimation with probabilistic neural networks", ICLR 2022). Where the model is sharp, the likelihood outweighs this term by far;
-a greater weight blurs outcomes of several modes.
+outcomes of several modes take longer to be told apart.
 """
 TERMINATION_HIDDEN = 64  # at most: whether a state is terminal is asked once per imagined step, and has a simple border
 

@@ -1,44 +1,43 @@
 """dst-experiment: run a grid of environments, perturbations, variants and seeds."""
 
-import contextlib
 import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from benchmarks.experiments.engines import Engine
 from benchmarks.experiments.engines.local import LocalEngine, cores
 from benchmarks.experiments.errors import ExperimentError
 from benchmarks.experiments.experiment import run_experiment
-from benchmarks.experiments.grid import GridRun, read_grid
-from benchmarks.experiments.plan import RUNS_DIRECTORY, make_plan
+from benchmarks.experiments.grid import GridRun, by_setting, read_grid
+from benchmarks.experiments.listing import Row, listing
+from benchmarks.experiments.plan import make_plan
 from benchmarks.experiments.process import LOG_FILE
 from benchmarks.experiments.record import Outcome
-from benchmarks.experiments.results import CURVES_FILE, RESULTS_FILE
+from benchmarks.experiments.results import CURVES_FILE, RESULTS_FILE, RUNS_DIRECTORY
 from benchmarks.experiments.tables import kept_results
 
+QUICK: Final = Path(__file__).parents[2] / "docs/results/quick.toml"
 DESCRIPTION = f"""Run a grid of environments, perturbations, variants and seeds of dst-train, one core each.
 
 examples:
+  dst-experiment --quick --out runs/quick                              (minutes; then dst-report runs/quick)
   dst-experiment docs/results/grid.toml --out runs/results --dry-run   (what would run)
   dst-experiment docs/results/grid.toml --out runs/results             (again after Ctrl-C: goes on)
   dst-experiment docs/results/grid.toml --out runs/results --only PointMass2-v0/none/dst/
   dst-experiment docs/results/grid.toml --out runs/results --engine ray --ray-address 10.0.0.1:6379
+  dst-report runs/results --out docs/results.md                        (the page of what is done so far)
 
 a grid:
   seeds = [0, 1, 2, 3, 4]
-
   [variants]                     # flags of dst-train
   dst = {{}}
   td3 = {{ agent = {{ algorithm = "td3" }} }}
-
   [[sweep]]
   environments = ["PointMass1-v0", "PointMass2-v0"]
   perturbations = [[], ["observation=0.2"]]
@@ -48,9 +47,9 @@ a grid:
   train = {{ evaluate_every = 500, agent = {{ hidden = 64 }} }}   # above the task's preset, below the variant
   seeds = [0, 1, 2]              # instead of those above
 
-Every run is a process of dst-train in DIR/runs/ENVIRONMENT/PERTURBATION/VARIANT/seed-N, with its log in train.log. DIR/{RESULTS_FILE} and
-DIR/{CURVES_FILE} are rewritten after each. Runs with a row there or a finished directory are not done again; those under way go on from
-their checkpoint.
+Every run is a process of dst-train in DIR/{RUNS_DIRECTORY}/ENVIRONMENT/PERTURBATION/VARIANT/seed-N, with its log in {LOG_FILE}.
+DIR/{RESULTS_FILE} and DIR/{CURVES_FILE} are rewritten after each. Runs with a row there or a finished directory are not done again;
+those under way go on from their checkpoint.
 
 Exit codes: 0 all runs of the grid are finished, 1 all are done and some diverged or failed, 2 refused with the reason, 130 Ctrl-C (143
 SIGTERM).
@@ -61,8 +60,10 @@ SIGTERM).
 class Experiment:
     """See DESCRIPTION."""
 
-    grid: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="GRID")]
+    grid: Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[GRID]")] = None
     """TOML file that names what to run."""
+    quick: bool = False
+    """Run docs/results/quick.toml of this project."""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """Directory of the experiment; one that holds part of it is completed."""
     engine: Literal["local", "ray"] = "local"
@@ -79,6 +80,8 @@ class Experiment:
     """Show what would run, and run nothing."""
 
     def __post_init__(self) -> None:
+        if (self.grid is None) != self.quick:
+            raise ValueError("name one grid, such as docs/results/grid.toml, or give --quick")
         if self.processes is not None and self.processes < 1:
             raise ValueError(f"--processes must be at least 1, got {self.processes}")
         if self.ray_address is not None and self.engine != "ray":
@@ -89,7 +92,7 @@ def main() -> int:
     """Entry point of `dst-experiment`."""
     try:
         return run(tyro.cli(Experiment, prog="dst-experiment", description=DESCRIPTION))
-    except (ExperimentError, ValueError) as error:
+    except ExperimentError as error:
         print(f"dst-experiment: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -108,12 +111,11 @@ def run(experiment: Experiment) -> int:
     """
     console = Console()
     with console.status("checking the grid"):
-        runs = _chosen(read_grid(experiment.grid), experiment)
+        runs = _chosen(read_grid(experiment.grid or QUICK), experiment)
     if experiment.dry_run:
         _show_plan(runs, experiment, console)
         return 0
-    with contextlib.ExitStack() as stack:
-        engine = stack.enter_context(_engine(experiment))
+    with _engine(experiment) as engine:
         outcomes, interrupted = run_experiment(
             runs, out=experiment.out, engine=engine, retry=experiment.retry, console=console
         )
@@ -143,25 +145,23 @@ def _engine(experiment: Experiment) -> Engine:
 def _show_plan(runs: Sequence[GridRun], experiment: Experiment, console: Console) -> None:
     plan = make_plan(runs, out=experiment.out, kept=kept_results(experiment.out), retry=experiment.retry)
     to_do = {run.id for run in plan.todo}
-    groups: dict[tuple[str, str, str], list[GridRun]] = {}
-    for one in runs:
-        groups.setdefault(one.group, []).append(one)
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("environment", "perturbation", "variant"):
-        table.add_column(column, overflow="fold")
-    for column in ("steps", "to run", "resumed", "finished", "failed"):
-        table.add_column(column, justify="right")
-    for group, members in groups.items():
-        status = [plan.done[member.id].status for member in members if member.id in plan.done]
-        counts = (
-            members[0].config.steps,
-            sum(member.id in to_do for member in members),
-            sum(member.id in plan.under_way for member in members),
-            status.count("finished"),
-            status.count("diverged") + status.count("failed"),
-        )
-        table.add_row(*map(Text, group), *(str(count) if count else "" for count in counts))
-    console.print(table)
+    rows: list[Row] = []
+    for setting, variants in by_setting(runs).items():
+        rows.append((setting, ()))
+        for variant, members in variants.items():
+            status = [plan.done[member.id].status for member in members if member.id in plan.done]
+            counts = (
+                len(members),
+                " or ".join(map(str, sorted({member.config.steps for member in members}))),
+                sum(member.id in to_do for member in members),
+                sum(member.id in plan.under_way for member in members),
+                status.count("finished"),
+                len(status) - status.count("finished"),
+            )
+            rows.append((f"  {variant}", [str(count or "") for count in counts]))
+    titles = ("seeds", "steps", "to run", "resumed", "finished", "failed")
+    for line in listing(("runs", titles), rows, width=console.width):
+        console.print(line)
     steps = sum(one.config.steps for one in plan.todo)
     console.print(f"{len(plan.todo)} of {len(runs)} runs to do, {steps} environment steps; nothing was run")
 

@@ -81,6 +81,7 @@ def run_experiment(
                             tables.write(out)
                             outcomes[run.id] = outcome
                         display.ended(run.id, outcome, curve[-1]["return_mean"] if curve else None)
+                    display.refresh()
             except SystemExit:
                 engine.ask(Wish.END)
                 raise

@@ -2,7 +2,7 @@
 
 import shlex
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -33,14 +33,14 @@ class GridRun:
     config: TrainConfig
 
     @property
-    def group(self) -> tuple[str, str, str]:
-        """What runs share that differ in their seed alone."""
-        return self.environment, self.perturbation, self.variant
+    def setting(self) -> str:
+        """environment/perturbation."""
+        return f"{self.environment}/{self.perturbation}"
 
     @property
     def id(self) -> str:
         """environment/perturbation/variant/seed-N, also the path of its directory."""
-        return "/".join((*self.group, f"seed-{self.config.seed}"))
+        return f"{self.setting}/{self.variant}/seed-{self.config.seed}"
 
     @property
     def arguments(self) -> tuple[str, ...]:
@@ -66,6 +66,14 @@ class Sweep:
     train: Mapping[str, Any]
     """Flattened flags."""
     seeds: Sequence[int]
+
+
+def by_setting(runs: Iterable[GridRun]) -> dict[str, dict[str, list[GridRun]]]:
+    """Runs by setting and variant, each in the order in which it first comes."""
+    settings: dict[str, dict[str, list[GridRun]]] = {}
+    for run in runs:
+        settings.setdefault(run.setting, {}).setdefault(run.variant, []).append(run)
+    return settings
 
 
 def read_grid(path: Path) -> tuple[GridRun, ...]:

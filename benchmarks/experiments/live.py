@@ -1,9 +1,10 @@
-"""What a person sees of an experiment: a table and a bar on a terminal, a line per finished run elsewhere."""
+"""What a person sees of an experiment: tables and a bar on a terminal, a line per finished run elsewhere."""
 
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -12,12 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks.experiments.engines import Progress
-from benchmarks.experiments.grid import GridRun
+from benchmarks.experiments.grid import GridRun, by_setting
+from benchmarks.experiments.listing import Row, listing
 from benchmarks.experiments.plan import Plan
 from benchmarks.experiments.record import Outcome
 from benchmarks.experiments.time_left import TimeLeft
 
-ROWS_BESIDE_THE_TABLE = 8
+DRAW_EVERY_S: Final = 0.5
+COUNTS: Final = ("finished", "failed", "of")
 
 
 class Display:
@@ -42,19 +45,18 @@ class Display:
     ) -> None:
         self.console = console
         self._runs = {run.id: run for run in runs}
-        self._groups: dict[tuple[str, str, str], list[str]] = {}
-        for run in runs:
-            self._groups.setdefault(run.group, []).append(run.id)
         self._outcomes = dict(plan.done)
         self._running: set[str] = set()
         self._steps = {run.id: run.config.steps if run.id in plan.done else 0 for run in runs}
         self._returns = dict(returns)
         self._time_left = time_left
-        self._live = Live(console=console, get_renderable=self._picture, refresh_per_second=2, transient=True)
+        self._drawn = -DRAW_EVERY_S
+        # drawn by the thread that changes what is drawn
+        self._live = Live(console=console, get_renderable=self._picture, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
         if self.console.is_terminal:
-            self._live.start()
+            self._live.start(refresh=True)
         return self
 
     def __exit__(
@@ -63,6 +65,13 @@ class Display:
         if self.console.is_terminal:
             self._live.stop()
             self.console.print(self._picture())
+
+    def refresh(self) -> None:
+        """Draw again if the last time is half a second ago."""
+        now = time.monotonic()
+        if self.console.is_terminal and now - self._drawn >= DRAW_EVERY_S:
+            self._drawn = now
+            self._live.refresh()
 
     def progress(self, progress: Progress) -> None:
         """A run is under way."""
@@ -100,15 +109,66 @@ class Display:
         return "" if left is None else f"about {span(left)} left"
 
     def _picture(self) -> Group:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("environment", "perturbation", "variant"):
-            table.add_column(column, overflow="fold")
-        for column in ("finished", "running", "failed", "of", "latest return"):
-            table.add_column(column, justify="right")
-        groups = sorted(self._groups, key=self._interest)
-        room = max(3, self.console.height - ROWS_BESIDE_THE_TABLE)
-        for group in groups[:room]:
-            table.add_row(*map(Text, self._row(group)), style="dim" if self._interest(group) == 2 else "")
+        """What is under way; then every variant, or every setting where that would be more than a screen; then the bar."""
+        width, height = self.console.size
+        room = height - 2  # the bar, and the line of the cursor
+        running = self._under_way(width)
+        if running:
+            running = [*_fitting(running, max(2, room // 2)), Text()]
+        room -= len(running)
+        table = self._variants(width)
+        if len(table) > room:
+            table = _fitting(self._settings(width), max(2, room))
+        return Group(*running, *table, self._bar())
+
+    def _under_way(self, width: int) -> list[Text]:
+        rows: list[Row] = []
+        for setting, variants in by_setting(run for run in self._runs.values() if run.id in self._running).items():
+            rows.append((setting, ()))
+            for variant, runs in variants.items():
+                rows += [
+                    (
+                        f"  {variant}, seed {run.config.seed}",
+                        (str(self._steps[run.id]), str(run.config.steps), self._mean_return([run])),
+                    )
+                    for run in runs
+                ]
+        return listing(("under way", ("step", "of", "return")), rows, width=width) if rows else []
+
+    def _variants(self, width: int) -> list[Text]:
+        rows: list[Row] = []
+        for setting, variants in by_setting(self._runs.values()).items():
+            rows.append((setting, ()))
+            rows += [
+                (f"  {variant}", (*self._counts(runs), self._mean_return(runs))) for variant, runs in variants.items()
+            ]
+        return listing(("runs", (*COUNTS, "latest return")), rows, width=width)
+
+    def _settings(self, width: int) -> list[Text]:
+        """Those that are under way first, then those with something left to do."""
+        settings = {
+            setting: [run for runs in variants.values() for run in runs]
+            for setting, variants in by_setting(self._runs.values()).items()
+        }
+        order = sorted(settings, key=lambda setting: self._interest(settings[setting]))
+        return listing(("runs", COUNTS), [(name, self._counts(settings[name])) for name in order], width=width)
+
+    def _interest(self, runs: Sequence[GridRun]) -> int:
+        if any(run.id in self._running for run in runs):
+            return 0
+        return 2 if all(run.id in self._outcomes for run in runs) else 1
+
+    def _counts(self, runs: Iterable[GridRun]) -> tuple[str, str, str]:
+        every = list(runs)
+        status = [outcome.status for run in every if (outcome := self._outcomes.get(run.id))]
+        finished = status.count("finished")
+        return str(finished or ""), str(len(status) - finished or ""), str(len(every))
+
+    def _mean_return(self, runs: Iterable[GridRun]) -> str:
+        known = [self._returns[run.id] for run in runs if run.id in self._returns]
+        return f"{statistics.fmean(known):.4g}" if known else "-"
+
+    def _bar(self) -> Table:
         total = sum(run.config.steps for run in self._runs.values())
         bar = Table.grid(padding=(0, 1))
         bar.add_row(
@@ -116,26 +176,14 @@ class Display:
             Text(f"{len(self._outcomes)}/{len(self._runs)} runs"),
             Text(self._left()),
         )
-        more = [Text(f"and {len(groups) - room} more")] if len(groups) > room else []
-        return Group(table, *more, bar)
+        return bar
 
-    def _interest(self, group: tuple[str, str, str]) -> int:
-        """Rows that do not fit are those that are done, then those not begun."""
-        runs = self._groups[group]
-        if any(run in self._running for run in runs):
-            return 0
-        return 2 if all(run in self._outcomes for run in runs) else 1
 
-    def _row(self, group: tuple[str, str, str]) -> Iterator[str]:
-        runs = self._groups[group]
-        status = [outcome.status for run in runs if (outcome := self._outcomes.get(run))]
-        returns = [self._returns[run] for run in runs if run in self._returns]
-        yield from group
-        yield str(status.count("finished"))
-        yield str(sum(run in self._running for run in runs) or "")
-        yield str(status.count("failed") + status.count("diverged") or "")
-        yield str(len(runs))
-        yield f"{statistics.fmean(returns):.4g}" if returns else "-"
+def _fitting(lines: list[Text], room: int) -> list[Text]:
+    """As many as there is room for; the last one then tells how many are left out."""
+    if len(lines) <= room:
+        return lines
+    return [*lines[: room - 1], Text(f"and {len(lines) - room + 1} more")]
 
 
 def span(seconds: float) -> str:

@@ -9,9 +9,8 @@ from typing import Any, Final
 from benchmarks.experiments.errors import ExperimentError
 from benchmarks.experiments.grid import GridRun
 from benchmarks.experiments.record import Outcome, kept_config, kept_outcome
-from benchmarks.experiments.results import CURVES_FILE, RESULTS_FILE, Results
+from benchmarks.experiments.results import CURVES_FILE, RESULTS_FILE, RUNS_DIRECTORY, Results
 
-RUNS_DIRECTORY: Final = "runs"
 SHOWN: Final = 3
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -63,7 +64,7 @@ def run_job(job: Job, *, report: Callable[[Progress], Wish]) -> Ended:
             if wish is Wish.STOP:
                 process.stdin.close()
             elif wish is Wish.END:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # with compilers it may have started
 
 
 def _last_words(job: Job) -> str:

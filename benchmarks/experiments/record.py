@@ -90,17 +90,18 @@ def kept_config(directory: Path) -> dict[str, Any] | None:
 
 def rows_of(run: GridRun, outcome: Outcome, directory: Path) -> tuple[Row, list[Row]]:
     """A run's row of `results.parquet` and its rows of `curves.parquet`."""
-    environment, perturbation, variant = run.group
-    name = {"run": run.id, "environment": environment, "perturbation": perturbation, "variant": variant}
-    curve = [
-        {**dict.fromkeys(CURVES_SCHEMA), **line, **name, "seed": run.config.seed} for line in _evaluations(directory)
-    ]
-    curve = [{column: row[column] for column in CURVES_SCHEMA} for row in curve]
+    name = {
+        "run": run.id,
+        "environment": run.environment,
+        "perturbation": run.perturbation,
+        "variant": run.variant,
+        "seed": run.config.seed,
+    }
+    curve = [{column: (line | name).get(column) for column in CURVES_SCHEMA} for line in _evaluations(directory)]
     versions, machine = read_setting(directory / SETTING_FILE)
     row = {
         **name,
         "algorithm": run.config.agent.algorithm,
-        "seed": run.config.seed,
         "steps": run.config.steps,
         "status": outcome.status,
         "error": outcome.error,

@@ -18,6 +18,8 @@ FORMAT_VERSION: Final = 1
 VERSION_KEY: Final = "dst_experiment_format"
 RESULTS_FILE: Final = "results.parquet"
 CURVES_FILE: Final = "curves.parquet"
+RUNS_DIRECTORY: Final = "runs"
+"""Beside the tables of an experiment, with a directory for every run."""
 Status = Literal["finished", "diverged", "failed"]
 UNDISTURBED: Final = "none"
 

@@ -48,8 +48,12 @@ class Tables:
         self._curves[row["run"]] = list(curve)
 
     def latest_returns(self) -> dict[str, float]:
-        """Mean return of the last evaluation, by run."""
-        return {run: curve[-1]["return_mean"] for run, curve in self._curves.items() if curve}
+        """Mean return of the last evaluation, by run, where it is finite."""
+        return {
+            run: curve[-1]["return_mean"]
+            for run, curve in self._curves.items()
+            if curve and curve[-1]["return_mean"] is not None
+        }
 
     def write(self, out: Path) -> None:
         """Write all rows.

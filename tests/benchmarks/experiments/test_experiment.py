@@ -110,7 +110,8 @@ def test_dry_run_counts_and_runs_nothing(
     assert call(monkeypatch, mixed / "grid.toml", "--out", mixed / "out", "--dry-run", "--retry") == 0
     shown = capsys.readouterr().out
     assert "2 of 3 runs to do, 80 environment steps" in shown
-    assert next(line for line in shown.splitlines() if "Drift" in line).split()[1:] == ["none", "td3", "40", "1"]
+    lines = shown.splitlines()
+    assert lines[lines.index(f"{TASKS}:Drift-v0/none") + 1].split() == ["td3", "1", "40", "1"]  # seeds, steps, finished
     assert call(monkeypatch, mixed / "grid.toml", "--out", mixed / "none", "--dry-run") == 0
     assert "3 of 3 runs to do, 120 environment steps" in capsys.readouterr().out
     assert state_of(mixed) == before
@@ -122,6 +123,8 @@ def test_dry_run_counts_and_runs_nothing(
         (["no-such-grid.toml"], "no-such-grid.toml cannot be read"),
         (["GRID", "--only", "Hopper"], "no run has 'Hopper' in its name, such as"),
         (["GRID", "--processes", "0"], "--processes must be at least 1, got 0"),
+        (["GRID", "--quick"], "name one grid, such as docs/results/grid.toml, or give --quick"),
+        ([], "name one grid"),
         (["GRID", "--ray-address", "10.0.0.1:6379"], "--ray-address needs --engine ray"),
     ],
 )

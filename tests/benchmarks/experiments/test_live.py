@@ -1,6 +1,9 @@
 """What a person sees, and how long it still takes."""
 
 import io
+import re
+import tomllib
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,8 +14,12 @@ from benchmarks.experiments.grid import GridRun
 from benchmarks.experiments.live import Display, span
 from benchmarks.experiments.plan import Plan
 from benchmarks.experiments.record import Outcome
+from benchmarks.experiments.results import no_results
+from benchmarks.experiments.tables import Tables
 from benchmarks.experiments.time_left import TimeLeft
 from dst_core.config import TrainConfig
+
+ROOT = Path(__file__).parents[3]
 
 
 class Clock:
@@ -62,40 +69,112 @@ def test_durations_in_words(seconds: float, words: str) -> None:
     assert span(seconds) == words
 
 
-def shown(*, terminal: bool, height: int = 40, more: tuple[str, ...] = ()) -> str:
-    runs = [run_of(variant, seed) for variant in ("dst", "td3", "tqc", *more) for seed in range(3)]
-    done = {runs[0].id: Outcome(status="finished", error="", config={})}
-    plan = Plan(todo=tuple(runs[1:]), under_way=frozenset(), diverged=frozenset(), done=done, unwritten=())
-    console = Console(file=io.StringIO(), force_terminal=terminal, width=120, height=height, color_system=None)
-    returns = {runs[0].id: 4.0}
-    with Display(runs, plan, returns=returns, time_left=TimeLeft(processes=1), console=console) as display:
+def display_of(
+    runs: list[GridRun], *, terminal: bool = True, width: int = 80, height: int = 40, done: int = 1
+) -> Display:
+    """Of a grid whose first run is done, with a return of 4."""
+    finished = {run.id: Outcome(status="finished", error="", config={}) for run in runs[:done]}
+    plan = Plan(todo=tuple(runs[done:]), under_way=frozenset(), diverged=frozenset(), done=finished, unwritten=())
+    console = Console(
+        file=io.StringIO(), force_terminal=terminal, width=width, height=height, color_system=None, legacy_windows=False
+    )
+    returns = dict.fromkeys(finished, 4.0)
+    return Display(runs, plan, returns=returns, time_left=TimeLeft(processes=1), console=console)
+
+
+def shown(*, terminal: bool) -> str:
+    runs = [run_of(variant, seed) for variant in ("dst", "dst, max-sliced", "td3") for seed in range(3)]
+    display = display_of(runs, terminal=terminal)
+    with display:
         for number, latest in ((1, 8.0), (2, None), (3, None), (4, -3.0)):
             display.progress(Progress(run=runs[number].id, step=500, latest_return=latest))
         display.ended(runs[3].id, Outcome(status="diverged", error="critic_loss is not finite", config={}), None)
         display.ended(runs[4].id, Outcome(status="finished", error="", config={}), -2.5)
         display.ended(runs[2].id, None, None)
-    return console.file.getvalue()
+    return written(display)
+
+
+def written(display: Display) -> str:
+    assert isinstance(display.console.file, io.StringIO)
+    return display.console.file.getvalue()
 
 
 def test_without_a_terminal_there_is_a_line_per_run_that_ended() -> None:
     assert [line.rstrip() for line in shown(terminal=False).splitlines()] == [
-        "2/9 diverged  PointMass1-v0/none/td3/seed-0  critic_loss is not finite",
-        "3/9 finished  PointMass1-v0/none/td3/seed-1  return -2.5",
+        "2/9 diverged  PointMass1-v0/none/dst, max-sliced/seed-0  critic_loss is not finite",
+        "3/9 finished  PointMass1-v0/none/dst, max-sliced/seed-1  return -2.5",
     ]
 
 
-def test_table_counts_the_seeds_of_every_group() -> None:
-    picture = shown(terminal=True)
-    rows = [line.split()[2:] for line in picture.splitlines() if line.startswith("PointMass1-v0")]
-    assert rows[-3:] == [
-        ["dst", "1", "1", "3", "6"],  # finished, running, of, mean latest return
-        ["td3", "1", "1", "3", "-2.5"],  # finished, failed
-        ["tqc", "0", "3", "-"],
+def test_names_stay_whole_and_every_variant_counts_its_seeds() -> None:
+    *_, header, setting, first, second, third, bar = (line.rstrip() for line in shown(terminal=True).splitlines())
+    assert header.split() == ["runs", "finished", "failed", "of", "latest", "return"]
+    assert setting == "PointMass1-v0/none"
+    assert first.split() == ["dst", "1", "3", "6"]  # finished, of, mean latest return
+    assert second.split() == ["dst,", "max-sliced", "1", "1", "3", "-2.5"]  # finished, failed
+    assert third.split() == ["td3", "3", "-"]
+    assert "3/9 runs" in bar
+
+
+def test_runs_under_way_show_how_far_they_are() -> None:
+    runs = [run_of("dst", seed) for seed in range(3)]
+    display = display_of(runs)
+    with display:
+        display.progress(Progress(run=runs[1].id, step=500, latest_return=8.0))
+        lines = pictured(display)
+    assert [line.split() for line in lines[:3]] == [
+        ["under", "way", "step", "of", "return"],
+        ["PointMass1-v0/none"],
+        ["dst,", "seed", "1", "500", "2000", "8"],
     ]
-    assert "3/9 runs" in picture.splitlines()[-1]
 
 
-def test_table_leaves_out_what_does_not_fit_and_says_so() -> None:
-    *rows, more, _ = shown(terminal=True, height=11, more=("mage", "iqn", "mmd")).splitlines()[-5:]
-    assert [row.split()[2] for row in rows] == ["dst", "td3", "tqc"], "those under way come first"
-    assert more.strip() == "and 3 more"
+def pictured(display: Display) -> list[str]:
+    """What a refresh draws."""
+    before = len(written(display))
+    display.refresh()
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\r", "", written(display)[before:])
+    return [line.rstrip() for line in plain.splitlines()]
+
+
+@pytest.mark.parametrize(("width", "height", "processes"), [(80, 24, 2), (80, 24, 16), (120, 40, 2), (80, 10, 4)])
+def test_grid_of_the_project_fits_a_terminal_and_breaks_no_name(width: int, height: int, processes: int) -> None:
+    table = tomllib.loads((ROOT / "docs" / "results" / "grid.toml").read_text(encoding="utf-8"))
+    runs = [
+        GridRun(
+            environment=environment,
+            perturbation=" ".join(perturbation) or "none",
+            variant=variant,
+            config=TrainConfig(env=environment, steps=sweep["steps"], seed=seed),
+        )
+        for sweep in table["sweep"]
+        for environment, perturbation, variant in product(
+            sweep["environments"], sweep["perturbations"], sweep["variants"]
+        )
+        for seed in table["seeds"]
+    ]
+    display = display_of(runs, width=width, height=height, done=40)
+    under_way = runs[-processes:]
+    with display:
+        for run in under_way:
+            display.progress(Progress(run=run.id, step=500, latest_return=-1234.5))
+        lines = pictured(display)
+    assert len(lines) < height
+    assert max(map(len, lines)) <= width
+    assert "40/475 runs" in lines[-1]
+    words = {word for run in runs for word in (f"{run.variant}, seed {run.config.seed}", run.setting)}
+    for line in lines[:-1]:
+        name = re.split(r"\s{2,}", line.strip())[0]
+        assert name in words | {"under way", "runs", ""} or re.fullmatch(r"and \d+ more", name), line
+    if processes == 2:
+        assert all(any(f"{run.variant}, seed {run.config.seed}" in line for line in lines) for run in under_way)
+        assert all(any(line.startswith(run.setting) for line in lines) for run in runs), "every setting is counted"
+        # variants whose runs are neither under way nor done are summed up
+        assert not any("dst, 20 samples" in line for line in lines)
+
+
+def test_return_that_is_not_finite_is_none_of_a_mean() -> None:
+    tables = Tables(no_results())
+    name = {"run": "a", "environment": "e", "perturbation": "none", "variant": "v", "seed": 0}
+    tables.put(name, [{**name, "step": 0, "return_mean": None}])
+    assert tables.latest_returns() == {}

@@ -8,7 +8,7 @@ from tests.dst_core.world_models.fitting import bimodal, build, fit, fitted_to_l
 def test_model_learns_a_bimodal_step_and_its_reward() -> None:
     data = bimodal(5000, 0)
     model = build("cvae", data)
-    fit(model, data, updates=1200, learning_rate=5e-3)
+    fit(model, data, updates=2400, learning_rate=5e-3)
     with torch.no_grad():
         s, a = torch.full((4000, 1), 0.2), torch.full((4000, 1), 0.1)
         draw = model.sample(s, a, torch.Generator().manual_seed(2))
