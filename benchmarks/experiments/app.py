@@ -178,7 +178,7 @@ def _summary(
     lines = [f"{outcome.status}  {run}" for run, outcome in bad]
     lines.append(
         f"{status.count('finished')} of {len(runs)} runs finished, {status.count('diverged')} diverged, "
-        f"{status.count('failed')} failed; tables in {experiment.out / RESULTS_FILE} and {experiment.out / CURVES_FILE}"
+        f"{status.count('failed')} failed; tables in {experiment.out}"
     )
     if bad:
         where = experiment.out / RUNS_DIRECTORY

@@ -118,7 +118,7 @@ class Display:
         room -= len(running)
         table = self._variants(width)
         if len(table) > room:
-            table = _fitting(self._settings(width), max(2, room))
+            table = self._settings(width, room)
         return Group(*running, *table, self._bar())
 
     def _under_way(self, width: int) -> list[Text]:
@@ -144,14 +144,18 @@ class Display:
             ]
         return listing(("runs", (*COUNTS, "latest return")), rows, width=width)
 
-    def _settings(self, width: int) -> list[Text]:
-        """Those that are under way first, then those with something left to do."""
+    def _settings(self, width: int, room: int) -> list[Text]:
+        """In the order of the grid; where they do not fit, those under way and then those with something left to do."""
         settings = {
             setting: [run for runs in variants.values() for run in runs]
             for setting, variants in by_setting(self._runs.values()).items()
         }
-        order = sorted(settings, key=lambda setting: self._interest(settings[setting]))
-        return listing(("runs", COUNTS), [(name, self._counts(settings[name])) for name in order], width=width)
+        chosen = list(settings)
+        if 1 + len(settings) > room:
+            chosen = sorted(settings, key=lambda setting: self._interest(settings[setting]))[: max(0, room - 2)]
+        rows = [(setting, self._counts(runs)) for setting, runs in settings.items() if setting in chosen]
+        more = len(settings) - len(rows)
+        return listing(("runs", COUNTS), rows, width=width) + ([Text(f"and {more} more")] if more else [])
 
     def _interest(self, runs: Sequence[GridRun]) -> int:
         if any(run.id in self._running for run in runs):

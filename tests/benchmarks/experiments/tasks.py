@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 
 RELEASE = "TEST_RELEASE_FILE"
 """Environment variable that names a file; as long as that is absent, steps of `Waiting` take long."""
+HELPER = "TEST_HELPER_FILE"
+"""Environment variable that names a file, in which `Stuck` leaves the process it has started."""
 
 
 class Drift(gymnasium.Env[Any, Any]):
@@ -77,14 +80,16 @@ class Killer(Drift):
 
 
 class Stuck(Drift):
-    """Its first step of training never ends."""
+    """Its first step of training never ends; it has a process of its own by then, as a compiler is."""
 
     taken = 0
 
     def reward(self) -> float:
         Stuck.taken += 1
         if Stuck.taken > 20:
-            time.sleep(600)
+            helper = subprocess.Popen(["sleep", "600"])
+            Path(os.environ[HELPER]).write_text(str(helper.pid))
+            helper.wait()
         return super().reward()
 
 

@@ -16,7 +16,7 @@ from benchmarks.experiments.errors import ExperimentError
 from benchmarks.experiments.experiment import run_experiment
 from benchmarks.experiments.grid import read_grid
 from benchmarks.experiments.results import CURVES_FILE, RESULTS_FILE, read_results
-from dst_core.checkpoint import CHECKPOINT_FILE, load_checkpoint
+from dst_core.checkpoint import load_checkpoint
 from tests.benchmarks.experiments.grids import (
     TASKS,
     call,
@@ -26,7 +26,7 @@ from tests.benchmarks.experiments.grids import (
     wait_until,
     write_grid,
 )
-from tests.benchmarks.experiments.tasks import RELEASE
+from tests.benchmarks.experiments.tasks import HELPER, RELEASE
 
 
 def state_of(directory: Path) -> dict[Path, bytes]:
@@ -186,16 +186,20 @@ def test_interrupted_grid_saves_keeps_what_is_done_and_goes_on_to_the_same_numbe
     require_reproduced(results, f"{TASKS}:Waiting-v0/none/td3/seed-0", tmp_path / "whole")
 
 
-def test_second_interruption_ends_at_once_a_run_that_does_not_save(
+def test_second_interruption_ends_at_once_a_run_that_does_not_save_and_what_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    helper = tmp_path / "helper.pid"
+    monkeypatch.setenv(HELPER, str(helper))
     grid = write_grid(tmp_path, [f"{TASKS}:Stuck-v0"])
-    run = tmp_path / "out" / "runs" / f"{TASKS}:Stuck-v0" / "none" / "td3" / "seed-0"
-    began = (run / CHECKPOINT_FILE).exists
-    with signalled(began, again_after_s=1.1), pytest.raises(SystemExit) as ended:
+    with (
+        signalled(lambda: helper.exists() and helper.read_text() != "", again_after_s=1.1),
+        pytest.raises(SystemExit) as ended,
+    ):
         call(monkeypatch, grid, "--out", tmp_path / "out")
     assert ended.value.code == 130
     assert children_of(os.getpid()) == []
+    wait_until(lambda: not is_alive(int(helper.read_text())), 30)
 
 
 def test_runs_end_with_a_parent_that_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
