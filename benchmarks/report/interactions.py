@@ -44,8 +44,8 @@ def _median(comparison: Comparison, variant: str) -> str:
     if variant not in comparison.runs or not comparison.learned:
         return NOTHING
     interactions = comparison.interactions[variant]
-    median = float(np.median(interactions))
-    text = f"{median:.0f}" if np.isfinite(median) else f"over {comparison.steps.limit:.0f}"
+    least = float(np.median(np.minimum(interactions, comparison.steps.limit)))
+    text = f"{least:.0f}" if np.isfinite(np.median(interactions)) else f"over {least:.0f}"
     return f"{text}, {np.isfinite(interactions).sum()} of {len(interactions)}"
 
 

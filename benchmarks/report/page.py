@@ -1,10 +1,12 @@
 """The page of results, from the tables alone."""
 
+import shlex
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 
 import polars as pl
 
-from benchmarks.experiments.results import RESULTS_FILE, Results
+from benchmarks.experiments.results import RESULTS_FILE
 from benchmarks.report.ablations import ablation_tables
 from benchmarks.report.aggregate import aggregate_tables
 from benchmarks.report.claims import claims_section
@@ -15,40 +17,22 @@ from benchmarks.report.overview import overview, summary
 from benchmarks.report.scores import LEVEL, WINDOW
 from benchmarks.report.settings import setting_tables
 from benchmarks.report.statistics import DRAWS
-from benchmarks.report.study import Study, study_of
+from benchmarks.report.study import REFERENCE, Study
 
-RESULTS = "docs/results"
-GRID = f"{RESULTS}/grid.toml"
-FIGURES = "results/figures"
+FIGURES = "figures"
+"""Directory of the figures, beside the tables."""
 
 
-def page(
-    results: Results,
-    *,
-    reference: str = "dst",
-    directory: str = RESULTS,
-    grid: str = GRID,
-    figures: str = FIGURES,
-    flags: str = "",
-) -> str:
+def page(study: Study, *, out: PurePosixPath, grid: str) -> str:
     """Markdown; the same tables and names give the same text.
 
     Args:
-        results: the tables.
-        reference: the variant that others are held against.
-        directory: of the tables, as the commands on the page name it.
+        study: the results, grouped.
+        out: PAGE.md as commands name it; the tables are in PAGE beside it, the figures in PAGE/figures.
         grid: file of the experiment, likewise.
-        figures: directory of the figures, as links on the page name it.
-        flags: further ones that `dst-report` was given.
-
-    Raises:
-        ReportError: if there is nothing to report.
     """
-    return render(study_of(results, reference=reference), directory=directory, grid=grid, figures=figures, flags=flags)
-
-
-def render(study: Study, *, directory: str, grid: str, figures: str, flags: str) -> str:
-    """As `page`, of results that are already grouped."""
+    tables = out.with_suffix("")
+    figures = f"{tables.name}/{FIGURES}"
     images = {plot.name: _image(plot.name, plot.caption, figures) for plot in plots(study)}
     sections = {
         "Claims": [claims_section(study)],
@@ -59,10 +43,10 @@ def render(study: Study, *, directory: str, grid: str, figures: str, flags: str)
         "What ran": [overview(study)],
         "How the numbers are made": [_method(study)],
         "Each setting": [setting_tables(study)],
-        "Reproduce": [_reproduce(study, directory=directory, grid=grid, flags=flags)],
+        "Reproduce": [_reproduce(study, out=out, grid=grid)],
     }
     intro = (
-        f"Made by `dst-report` from `{directory}`, all numbers from the files there. {summary(study)} "
+        f"Made by `dst-report` from the tables in `{tables}`, all numbers from there. {summary(study)} "
         "Intervals are 95 % bootstrap intervals over seeds; [How the numbers are made](#how-the-numbers-are-made) defines every term."
     )
     parts = ["# Results", intro]
@@ -115,16 +99,17 @@ def _method(study: Study) -> str:
   scores higher, ties half, averaged over settings."""
 
 
-def _reproduce(study: Study, *, directory: str, grid: str, flags: str) -> str:
+def _reproduce(study: Study, *, out: PurePosixPath, grid: str) -> str:
     runs = study.results.runs
     commands = "\n".join(str(runs.filter(pl.col("variant") == variant)["command"][0]) for variant in study.variants)
-    one = study.runs[0].name
+    directory = f"runs/{out.stem}"
+    reference = () if study.reference == REFERENCE else ("--reference", study.reference)
     return f"""\
 The whole page:
 
 ```sh
-dst-experiment {grid} --out {directory}
-dst-report {directory}{flags}
+{shlex.join(("dst-experiment", grid, "--out", directory))}
+{shlex.join(("dst-report", directory, "--out", str(out), *reference))}
 ```
 
 A single row is one run of `dst-train`. Its command is in the column `command` of `{RESULTS_FILE}`, for instance:
@@ -132,8 +117,8 @@ A single row is one run of `dst-train`. Its command is in the column `command` o
 ```python
 import polars
 
-runs = polars.read_parquet("{directory}/{RESULTS_FILE}")
-print(runs.row(by_predicate=polars.col("run") == "{one}", named=True)["command"])
+runs = polars.read_parquet("{out.with_suffix("") / RESULTS_FILE}")
+print(runs.row(by_predicate=polars.col("run") == "{study.runs[0].name}", named=True)["command"])
 ```
 
 {folded("The command of one run of each variant", f"```sh{chr(10)}{commands}{chr(10)}```")}"""

@@ -13,6 +13,8 @@ from benchmarks.report.runs import Cell, Floats, Run, Setting, runs_of
 from benchmarks.report.scores import LEVEL, Budget, Unit, common_budget, interactions_to, score, untrained_return
 from benchmarks.report.statistics import Indices, draw, iqm
 
+REFERENCE = "dst"
+"""Variant that the others are held against unless another is named."""
 ABLATION_MARK = ", "
 """Between the name of an algorithm and what is changed in it."""
 ALSO_ALGORITHMS = ("max-sliced",)

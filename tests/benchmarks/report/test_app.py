@@ -16,7 +16,6 @@ from benchmarks.experiments.results import (
     write_results,
 )
 from benchmarks.report.app import main
-from benchmarks.report.page import page
 from tests.benchmarks.report.tables import made_run, results, seeds
 
 
@@ -34,30 +33,52 @@ def report(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
         return int(ended.code or 0)
 
 
-def test_page_and_figures_are_written_beside_the_tables_with_relative_links(
+def test_page_figures_and_tables_stand_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "docs" / "results", results([*seeds([1.0, 2.0]), *seeds([1.0, 3.0], variant="td3")]))
+    write(tmp_path / "runs" / "x", results([*seeds([1.0, 2.0]), *seeds([1.0, 3.0], variant="td3")]))
+    (tmp_path / "docs" / "results").mkdir(parents=True)
     (tmp_path / "docs" / "results" / "grid.toml").touch()
-    assert report(monkeypatch, "docs/results") == 0
-    text = (tmp_path / "docs" / "results.md").read_text(encoding="utf-8")
-    assert text == page(read_results(Path("docs/results")))
-    assert (tmp_path / "docs" / "results" / "figures" / "curves.svg").is_file()
+    assert report(monkeypatch, "runs/x", "--out", "docs/results.md") == 0
+    page, beside = tmp_path / "docs" / "results.md", tmp_path / "docs" / "results"
+    text = page.read_text(encoding="utf-8")
+    assert "dst-experiment docs/results/grid.toml --out runs/results\n" in text
+    assert "dst-report runs/results --out docs/results.md\n" in text
+    assert "(results/figures/curves.svg)" in text
+    assert (beside / "figures" / "curves.svg").is_file()
+    for name in (RESULTS_FILE, CURVES_FILE):
+        assert (beside / name).read_bytes() == (tmp_path / "runs" / "x" / name).read_bytes()
+    assert not (tmp_path / "runs" / "x" / "figures").exists(), "those of another page stay as they are"
     shown = capsys.readouterr().err
     assert "not tested" in shown
     assert "4 runs reported in docs/results.md" in shown
+    page.unlink()
+    assert report(monkeypatch, "docs/results") == 0
+    assert page.read_text(encoding="utf-8") == text, "the copy gives the same page"
 
 
-def test_out_and_reference_are_part_of_the_command_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_of_another_experiment_are_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("x", "y"):
+        write(tmp_path / name, results(seeds([1.0])))
+        (tmp_path / name / "runs").mkdir()
+    (tmp_path / "y" / CURVES_FILE).write_bytes(b"kept")
+    assert report(monkeypatch, "x", "--out", "y.md") == 2
+    assert "y is the directory of another experiment; choose another --out" in capsys.readouterr().err
+    assert (tmp_path / "y" / CURVES_FILE).read_bytes() == b"kept"
+    assert not (tmp_path / "y.md").exists()
+    assert report(monkeypatch, "x") == 0, "an experiment's own page stands beside it"
+
+
+def test_reference_is_part_of_the_command_on_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "x", results(seeds([1.0], variant="td3, slow") + seeds([1.0], variant="td3")))
-    assert report(monkeypatch, "x", "--out", "pages/p.md", "--reference", "td3") == 0
-    text = (tmp_path / "pages" / "p.md").read_text(encoding="utf-8")
-    assert "dst-experiment GRID.toml --out x\ndst-report x --out pages/p.md --reference 'td3'\n" in text
-    assert "(p/figures/curves.svg)" in text
-    assert (tmp_path / "pages" / "p" / "figures" / "curves.svg").is_file()
-    assert not (tmp_path / "x" / "figures").exists(), "those of another page stay as they are"
+    assert report(monkeypatch, "x", "--reference", "td3") == 0
+    text = (tmp_path / "x.md").read_text(encoding="utf-8")
+    assert "dst-experiment GRID --out runs/x\ndst-report runs/x --out x.md --reference td3\n" in text
 
 
 def test_page_names_no_directory_outside_the_one_it_is_made_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,15 +2,17 @@
 
 import itertools
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
-from benchmarks.experiments.results import RESULTS_FILE, read_results
+from benchmarks.experiments.results import RESULTS_FILE, Results, read_results
 from benchmarks.report.page import page
+from benchmarks.report.study import study_of
 from tests.benchmarks.report.tables import flat, made_run, results, seeds
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
+GRID = "docs/results/grid.toml"
 
 
 def some_results():
@@ -24,12 +26,16 @@ def some_results():
     return results([*runs, *seeds([4.0], perturbation="observation=0.2")])
 
 
+def page_of(tables: Results, *, reference: str = "dst", out: str = "docs/results.md", grid: str = GRID) -> str:
+    return page(study_of(tables, reference=reference), out=PurePosixPath(out), grid=grid)
+
+
 def test_the_same_tables_give_the_same_page() -> None:
-    assert page(some_results()) == page(some_results())
+    assert page_of(some_results()) == page_of(some_results())
 
 
 def test_page_tells_all_of_it() -> None:
-    text = page(some_results())
+    text = page_of(some_results())
     for part in (
         "11 runs (9 finished, 1 diverged, 1 failed) of 3 variants in 2 settings",
         "PointMass1-v0/none/td3/seed-3 diverged: loss is not finite",
@@ -39,7 +45,7 @@ def test_page_tells_all_of_it() -> None:
         "| dst | 3 of 4 | **9.0 (8.0 to 10.0)** | 1.00 | 0.500 | 20.0 |",
         "| dst | 1 | 4.00 | - | 0.00 | 20.0 |",
         "| dst, flow | 2 of 3 | 2000 |",
-        "dst-experiment docs/results/grid.toml --out docs/results\ndst-report docs/results\n",
+        "dst-experiment docs/results/grid.toml --out runs/results\ndst-report runs/results --out docs/results.md\n",
         "dst-train --env PointMass1-v0 --seed 0 --steps 2000 --agent.algorithm td3",
         "(results/figures/curves.svg)",
     ):
@@ -49,7 +55,7 @@ def test_page_tells_all_of_it() -> None:
 
 
 def test_every_section_is_named_and_every_table_is_whole() -> None:
-    text = page(some_results())
+    text = page_of(some_results())
     lines = text.splitlines()
     for before, line in itertools.pairwise(lines):
         if line.startswith("|") and before.startswith("|"):
@@ -72,13 +78,13 @@ def test_every_section_is_named_and_every_table_is_whole() -> None:
     assert set(re.findall(r"\(#([\w-]+)\)", text)) <= anchors
 
 
-def test_links_and_commands_are_those_asked_for() -> None:
-    text = page(
-        some_results(), reference="td3", directory="runs/x", grid="g.toml", figures="../y", flags=" --reference td3"
-    )
-    assert "dst-experiment g.toml --out runs/x\ndst-report runs/x --reference td3\n" in text
-    assert "(../y/curves.svg)" in text
-    assert "td3 over" in text
+def test_links_and_commands_are_those_of_the_page() -> None:
+    text = page_of(some_results(), reference="dst, flow", out="x/p.md", grid="my grid.toml")
+    assert "dst-experiment 'my grid.toml' --out runs/p\n" in text
+    assert "dst-report runs/p --out x/p.md --reference 'dst, flow'\n" in text
+    assert "(p/figures/curves.svg)" in text
+    assert 'read_parquet("x/p/results.parquet")' in text
+    assert "dst, flow over" in text
 
 
 def test_committed_page_is_made_from_the_committed_tables() -> None:
@@ -86,7 +92,7 @@ def test_committed_page_is_made_from_the_committed_tables() -> None:
     directory = DOCS / "results"
     if not (directory / RESULTS_FILE).exists():
         pytest.skip("docs/results has no results yet; dst-experiment makes them")
-    made = page(read_results(directory))
+    made = page_of(read_results(directory))
     assert (DOCS / "results.md").read_text(encoding="utf-8") == made, "run dst-report docs/results"
     for link in re.findall(r"\((results/figures/[^)]+)\)", made):
         assert (DOCS / link).is_file(), link
