@@ -1,1 +1,1 @@
-"""dst-bench: how fast training, inference and serving are on this machine."""
+"""How fast this project is on a machine (dst-bench), and how well its methods learn (dst-experiment, dst-report)."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.experiments.errors import ExperimentError
+from benchmarks.experiments.flags import flatten
 from benchmarks.experiments.grid import GridRun
 from benchmarks.experiments.record import Outcome, kept_config, kept_outcome
 from benchmarks.experiments.results import CURVES_FILE, RESULTS_FILE, RUNS_DIRECTORY, Results
@@ -83,18 +84,12 @@ def make_plan(runs: Sequence[GridRun], *, out: Path, kept: Results, retry: bool)
 
 
 def _differences(config: dict[str, Any], run: GridRun) -> str:
-    before, now = _flat(config), _flat(json.loads(json.dumps(run.config.to_json())))
+    before, now = flatten(config), flatten(json.loads(json.dumps(run.config.to_json())))
     return ", ".join(
         f"{name} was {before.get(name, 'absent')}, now {now.get(name, 'absent')}"
         for name in (before | now)
         if before.get(name, "absent") != now.get(name, "absent")
     )
-
-
-def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    agent = config.get("agent")
-    nested = {f"agent.{name}": value for name, value in agent.items()} if isinstance(agent, dict) else {}
-    return {name: value for name, value in config.items() if name != "agent"} | nested
 
 
 def _conflict(out: Path, conflicts: list[str]) -> str:
