@@ -76,7 +76,7 @@ def write_figures(study: Study, directory: Path) -> list[Path]:
 
 
 def _grid(study: Study, *, x: str) -> Figure:
-    """One panel per setting, a row per environment; settings of environments with one perturbation only flow on."""
+    """One panel per setting, environments in rows of their own; those with a single setting share rows, at the end."""
     rows = _rows(study.algorithms)
     columns = max(len(row) for row in rows)
     look = styles((study.reference, *study.peers))
@@ -101,9 +101,8 @@ def _rows(comparisons: Sequence[Comparison]) -> list[list[Comparison]]:
     by_environment: dict[str, list[Comparison]] = {}
     for comparison in comparisons:
         by_environment.setdefault(comparison.setting.environment, []).append(comparison)
-    groups = list(by_environment.values())
-    if all(len(group) == 1 for group in groups):
-        groups = [list(comparisons)]
+    groups = [group for group in by_environment.values() if len(group) > 1]
+    groups.append([group[0] for group in by_environment.values() if len(group) == 1])
     return [group[start : start + MOST_COLUMNS] for group in groups for start in range(0, len(group), MOST_COLUMNS)]
 
 

@@ -98,3 +98,11 @@ def test_band_is_that_of_the_runs_at_steps_all_finished_ones_share() -> None:
     assert (band.low <= band.middle).all()
     assert (band.middle <= band.high).all()
     assert (band.low[2], band.high[2]) != (band.middle[2], band.middle[2])
+
+
+def test_environments_with_a_single_setting_share_rows_and_others_have_their_own() -> None:
+    settings = [("B-v0", "none"), ("C-v0", "none"), ("C-v0", "observation=0.2"), ("D-v0", "none")]
+    made = study([run for env, perturb in settings for run in seeds([1.0, 2.0], environment=env, perturbation=perturb)])
+    shown = [axis for axis in plots(made)[0].draw(made).axes if axis.get_visible()]
+    rows = [(axis.get_subplotspec().rowspan.start, axis.get_title(loc="left").split("\n")[0]) for axis in shown]
+    assert rows == [(0, "C-v0"), (0, "C-v0"), (1, "B-v0"), (1, "D-v0")]
