@@ -117,3 +117,9 @@ def test_ablations_are_differences_to_their_algorithm() -> None:
     assert "| dst, flow | 3 | 2000 | 4.00 (4.00 to 4.00) | -6.00 (-6.00 to -6.00) |" in text
     assert "td3" not in text
     assert np.isclose(made.algorithms[0].best, 99.0)
+
+
+def test_median_between_a_run_that_reached_the_level_and_one_that_did_not_is_told_as_far_as_known() -> None:
+    reached, never = made_run({0: 0.0, 500: 10.0, 2000: 10.0}), made_run({0: 0.0, 500: 0.0, 2000: 0.0}, seed=1)
+    made = study([reached, never, *seeds([9.0, 9.0], variant="td3")])
+    assert "| over 1250, 1 of 2 |" in interactions_tables(made)  # (500 + something beyond 2000) / 2
