@@ -39,8 +39,9 @@ def measure(*, threads: int, runs: int) -> tuple[list[Timing], list[Timing], dic
         names = f"{axis}_{value}_{distance}", f"{axis} {value}, {distance}"
         sizes = {**REFERENCE, axis: value}
         updates.append(_timed(names, _two_updates(distance=distance, **sizes), runs=runs).halved())
-        if axis in OF_THE_DISTANCE:
-            distances.append(_timed(names, _distance_alone(distance=distance, **sizes), runs=runs))
+        of_distance = {name: sizes[name] for name in OF_THE_DISTANCE}
+        if axis in of_distance:
+            distances.append(_timed(names, _distance_alone(distance=distance, **of_distance), runs=runs))
     setting = {"observation": OBSERVATION, **REFERENCE, "threads": threads, "compiled": False, **machine()}
     return updates, distances, setting
 
@@ -65,7 +66,7 @@ def _two_updates(*, distance: Distance, samples: int, batch: int, hidden: int, a
     return updates
 
 
-def _distance_alone(*, distance: Distance, samples: int, batch: int, hidden: int, action: int) -> Callable[[], None]:  # noqa: ARG001
+def _distance_alone(*, distance: Distance, samples: int, batch: int, action: int) -> Callable[[], None]:
     """Two critics' samples against the untruncated target's, and the gradient by them."""
     generator = torch.Generator().manual_seed(0)
     predicted = torch.randn(2, batch, samples, 1 + action, generator=generator, requires_grad=True)
