@@ -11,3 +11,7 @@ class DivergedError(RuntimeError):
 
 class ExportError(ValueError):
     """A bundle cannot be written, or its graphs do not give what torch gives."""
+
+
+class CalibrationError(ValueError):
+    """A law cannot be calibrated as asked, or its calibration cannot be read."""

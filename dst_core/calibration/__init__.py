@@ -1,0 +1,1 @@
+"""How far the served law can be believed, measured on episodes that training never saw, and what corrects it."""

@@ -1,0 +1,216 @@
+"""What a calibration is asked for and what it finds, and its JSON."""
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from dst_core.errors import CalibrationError
+
+CALIBRATION_FILE = "calibration.json"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """How much to measure, and against which marks."""
+
+    episodes: int = 400
+    """Held-out episodes that set offsets and thresholds; at least one over the rarest level (40 for the 2.5 % quantile), less one."""
+    test_episodes: int = 400
+    """Fresh episodes after them, from which all scores come."""
+    false_alarm_rate: float = 0.01
+    """Share of ticks of the training task on which a threshold may be exceeded, in (0, 1)."""
+    failure_horizon_s: float = 1.0
+    """How early a fall should be warned of, in seconds."""
+    levels: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95)
+    """Central intervals to score; each needs both its quantiles among the served ones."""
+
+    def __post_init__(self) -> None:
+        for name in ("episodes", "test_episodes"):
+            if getattr(self, name) < 2:
+                raise CalibrationError(f"{name} must be at least 2, got {getattr(self, name)}")
+        if not 0 < self.false_alarm_rate < 1:
+            raise CalibrationError(f"false_alarm_rate must lie in (0, 1), got {self.false_alarm_rate}")
+        if not 0 < self.failure_horizon_s < math.inf:
+            raise CalibrationError(f"failure_horizon_s must be finite and above 0, got {self.failure_horizon_s}")
+        if not self.levels:
+            raise CalibrationError("levels must name at least one central interval, for instance 0.9")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A mean over episodes with its 95 % bootstrap interval over episodes."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """How well quantiles hold on fresh episodes, each of which counts once."""
+
+    coverage: tuple[Estimate, ...]
+    """Share of realised returns within each central interval of `Calibration.levels`."""
+    width: tuple[float, ...]
+    """Mean width of each, in units of reward."""
+    crps: Estimate
+    """Twice the mean pinball loss over the served quantiles, in units of reward: the form of the CRPS that quantiles allow."""
+    bias: Estimate
+    """Realised return less the predicted mean (raw law) or median (corrected quantiles), in units of reward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Energy:
+    """Energy score of the joint law [Z; dZ/da] against true draws, each column in standard deviations of the truth; less is better."""
+
+    law: float
+    truth: float
+    """Of as many true samples: what a perfect law would get."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """A mark that a signal rarely exceeds in the training task."""
+
+    value: float
+    alarm_rate: Estimate
+    """Share of ticks of the test episodes on which the signal exceeds it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarningSignal:
+    """How well one signal tells, tick by tick, that the episode will fall within the horizon."""
+
+    signal: str
+    """`-return_cvar`, `1 - gradient_resultant_length`, `critic_disagreement`, `data_distance` or `-return_mean`."""
+    auc: Estimate
+    """Area under the ROC curve: 0.5 is chance, 1 always higher before a fall."""
+    false_alarms: tuple[float, ...]
+    """ROC curve: share of the other ticks at or above each mark, ascending from 0 to 1."""
+    warned: tuple[float, ...]
+    """Share of the ticks before a fall at or above the same marks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Everything that was measured; Q served quantiles, L central intervals."""
+
+    fingerprint: str
+    """Of actor and law (`dst_core.served_law.fingerprint`)."""
+    environment: str
+    perturbations: tuple[str, ...]
+    sample_count: int
+    """Return samples behind the law."""
+    discount: float
+    episodes: int
+    test_episodes: int
+    first_seed: int
+    first_test_seed: int
+    ticks: int
+    """Ticks of the calibration episodes that were used."""
+    test_ticks: int
+    """Ticks of the test episodes that were used."""
+    quantile_levels: tuple[float, ...]
+    """Q"""
+    offsets: tuple[float, ...]
+    """Q, in units of the predicted standard deviation."""
+    levels: tuple[float, ...]
+    """L"""
+    raw: Scores
+    """Of the law as the evaluation critic has it."""
+    corrected: Scores
+    training_critics: Scores
+    """Of the raw law of the critics that trained the actor, which are pessimistic on purpose."""
+    crps_samples: Estimate
+    """CRPS of the raw return samples as an ensemble, in units of reward."""
+    realised_mean: float
+    """Of the realised discounted returns of the test episodes, in units of reward."""
+    realised_std: float
+    pit: tuple[float, ...]
+    """Share of realised returns in each of equal bins of the raw law's probability integral transform; all equal if calibrated."""
+    energy: Energy | None
+    """None where true gradients are not known."""
+    false_alarm_rate: float
+    critic_disagreement: Threshold
+    data_distance: Threshold
+    falls: int
+    """Test episodes that ended in a terminal state."""
+    failure_horizon_s: float
+    failure_horizon_steps: int
+    """The same in control periods."""
+    warnings: tuple[WarningSignal, ...]
+    """Empty where nothing could be said; `no_warnings` tells why."""
+    no_warnings: str | None
+
+    def manifest(self) -> dict[str, Any]:
+        """The table `calibration` of docs/bundle.md."""
+
+        def scores(found: Scores) -> dict[str, Any]:
+            return {
+                "coverage": [estimate.value for estimate in found.coverage],
+                "coverage_low": [estimate.low for estimate in found.coverage],
+                "coverage_high": [estimate.high for estimate in found.coverage],
+                "width": list(found.width),
+                "crps": found.crps.value,
+                "bias": found.bias.value,
+            }
+
+        return {
+            "episodes": self.episodes,
+            "test_episodes": self.test_episodes,
+            "first_seed": self.first_seed,
+            "first_test_seed": self.first_test_seed,
+            "offsets": list(self.offsets),
+            "levels": list(self.levels),
+            "raw": scores(self.raw),
+            "corrected": scores(self.corrected),
+            "false_alarm_rate": self.false_alarm_rate,
+            "critic_disagreement_threshold": self.critic_disagreement.value,
+            "data_distance_threshold": self.data_distance.value,
+        }
+
+    def to_json(self) -> str:
+        """Everything, with the version of this format."""
+        return json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}, indent=2, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Calibration":
+        """What `to_json` wrote.
+
+        Raises:
+            CalibrationError: if it is of another version or was edited.
+        """
+        try:
+            plain = json.loads(text)
+            version = plain.pop("format_version")
+            if version != FORMAT_VERSION:
+                raise CalibrationError(
+                    f"{CALIBRATION_FILE} has format version {version}, this version reads {FORMAT_VERSION}; "
+                    "calibrate again with dst-calibrate"
+                )
+            calibration: Calibration = _built(cls, plain)
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise CalibrationError(
+                f"{CALIBRATION_FILE} is damaged or was edited ({error}); calibrate again with dst-calibrate"
+            ) from error
+        return calibration
+
+
+def _built(kind: Any, plain: Any) -> Any:  # noqa: ANN401 (a type and what it describes)
+    """A value of the annotated type from its JSON: dataclasses, tuples and optional values of them."""
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        if plain.keys() != hints.keys():
+            raise TypeError(f"{', '.join(sorted(plain.keys() ^ hints.keys()))} missing or unknown")
+        return kind(**{name: _built(hint, plain[name]) for name, hint in hints.items()})  # type: ignore[operator]
+    if get_origin(kind) is tuple:
+        return tuple(_built(get_args(kind)[0], entry) for entry in plain)
+    if get_origin(kind) in {Union, UnionType}:
+        return None if plain is None else _built(get_args(kind)[0], plain)
+    if isinstance(plain, bool) or not isinstance(plain, (int, float) if kind is float else kind):
+        raise TypeError(f"expected {kind.__name__}, got {plain!r}")
+    return kind(plain)
