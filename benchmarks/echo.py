@@ -19,7 +19,12 @@ REPLY = pb.ControlResponse(
     decision=pb.ControlDecision(
         tick=1,
         status=pb.DECISION_STATUS_OK,
-        decision=pb.Decision(action=[0.0] * 6, summary=pb.Summary(return_quantiles=[0.0] * 7, gradient_mean=[0.0] * 6)),
+        decision=pb.Decision(
+            action=[0.0] * 6,
+            summary=pb.Summary(
+                return_quantiles_raw=[0.0] * 9, return_quantiles_corrected=[0.0] * 9, gradient_mean=[0.0] * 6
+            ),
+        ),
     )
 )
 

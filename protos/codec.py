@@ -136,19 +136,23 @@ def _wrong_shape(shape: tuple[int, ...], names: Sequence[str], quantity: str) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Summary of the joint law of the return and its action gradient at one observation and action.
+    """Summary of the joint law of the return and its gradients at one observation and action.
 
-    A actions, Q return quantile levels, K gradient norm levels of the policy's description.
+    S observation channels, A actions, Q return quantile levels, K gradient norm levels of the policy's description.
     """
 
     return_mean: float
     """Mean of the discounted return, reward units."""
     return_std: float
     """Standard deviation of the discounted return, reward units."""
-    return_quantiles: FloatArray
-    """(Q,), reward units, never crossing."""
+    return_quantiles_raw: FloatArray
+    """(Q,), the critics' own, reward units, never crossing."""
+    return_quantiles_corrected: FloatArray | None
+    """(Q,), the same corrected by held-out returns; None where the policy is not calibrated."""
     return_cvar: float
-    """Mean of the worst `cvar_level` share of returns, reward units."""
+    """Mean of the worst `cvar_level` share of returns, reward units, raw."""
+    return_below_threshold: float
+    """Share of return samples under `return_threshold`, raw."""
     gradient_mean: FloatArray
     """(A,), reward per action unit."""
     gradient_std: FloatArray
@@ -159,6 +163,12 @@ class Summary:
     """(A,), share of gradient samples with the majority sign, 0.5 to 1."""
     gradient_resultant_length: float
     """0: gradient samples point everywhere; 1: all in one direction."""
+    critic_disagreement: float
+    """Standard deviation between the critics' mean returns, reward units."""
+    data_distance: float
+    """Of the observation to the nearest of the training data, in standard deviations of its channels."""
+    observation_gradient_mean: FloatArray | None
+    """(S,), reward per observation unit; None where the policy does not serve it."""
 
 
 def summary_to_proto(summary: Summary) -> pb.Summary:
@@ -166,14 +176,23 @@ def summary_to_proto(summary: Summary) -> pb.Summary:
     return pb.Summary(
         return_mean=summary.return_mean,
         return_std=summary.return_std,
-        return_quantiles=summary.return_quantiles.tolist(),
+        return_quantiles_raw=summary.return_quantiles_raw.tolist(),
+        return_quantiles_corrected=_listed(summary.return_quantiles_corrected),
         return_cvar=summary.return_cvar,
+        return_below_threshold=summary.return_below_threshold,
         gradient_mean=summary.gradient_mean.tolist(),
         gradient_std=summary.gradient_std.tolist(),
         gradient_norm_quantiles=summary.gradient_norm_quantiles.tolist(),
         gradient_sign_agreement=summary.gradient_sign_agreement.tolist(),
         gradient_resultant_length=summary.gradient_resultant_length,
+        critic_disagreement=summary.critic_disagreement,
+        data_distance=summary.data_distance,
+        observation_gradient_mean=_listed(summary.observation_gradient_mean),
     )
+
+
+def _listed(vector: FloatArray | None) -> list[float]:
+    return [] if vector is None else vector.tolist()
 
 
 def summary_from_proto(message: pb.Summary, description: pb.DescribeResponse) -> Summary:
@@ -182,22 +201,48 @@ def summary_from_proto(message: pb.Summary, description: pb.DescribeResponse) ->
     Raises:
         VectorError: a field has the wrong size or is not finite; names the field.
     """
+    observations = [channel.name for channel in description.observation]
     actions = [channel.name for channel in description.action]
     levels = [f"level {level}" for level in description.return_quantile_levels]
     norm_levels = [f"level {level}" for level in description.gradient_norm_levels]
-    scalars = ("return_mean", "return_std", "return_cvar", "gradient_resultant_length")
+    scalars = (
+        "return_mean",
+        "return_std",
+        "return_cvar",
+        "return_below_threshold",
+        "gradient_resultant_length",
+        "critic_disagreement",
+        "data_distance",
+    )
     checked_vector([getattr(message, name) for name in scalars], scalars, "summary")
     return Summary(
         return_mean=message.return_mean,
         return_std=message.return_std,
-        return_quantiles=checked_vector(message.return_quantiles, levels, "return_quantiles"),
+        return_quantiles_raw=checked_vector(message.return_quantiles_raw, levels, "return_quantiles_raw"),
+        return_quantiles_corrected=_optional(
+            message.return_quantiles_corrected, levels, "return_quantiles_corrected", served=description.calibrated
+        ),
         return_cvar=message.return_cvar,
+        return_below_threshold=message.return_below_threshold,
         gradient_mean=checked_vector(message.gradient_mean, actions, "gradient_mean"),
         gradient_std=checked_vector(message.gradient_std, actions, "gradient_std"),
         gradient_norm_quantiles=checked_vector(message.gradient_norm_quantiles, norm_levels, "gradient_norm_quantiles"),
         gradient_sign_agreement=checked_vector(message.gradient_sign_agreement, actions, "gradient_sign_agreement"),
         gradient_resultant_length=message.gradient_resultant_length,
+        critic_disagreement=message.critic_disagreement,
+        data_distance=message.data_distance,
+        observation_gradient_mean=_optional(
+            message.observation_gradient_mean,
+            observations,
+            "observation_gradient_mean",
+            served=description.observation_gradient,
+        ),
     )
+
+
+def _optional(values: Sequence[float], names: Sequence[str], quantity: str, *, served: bool) -> FloatArray | None:
+    vector = checked_vector(values, names if served else (), quantity)
+    return vector if served else None
 
 
 @dataclass(frozen=True, kw_only=True)

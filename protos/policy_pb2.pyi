@@ -174,6 +174,9 @@ class DescribeResponse(_message.Message):
     OBSERVED_HIGH_FIELD_NUMBER: _builtins.int
     EXECUTION_PROVIDER_FIELD_NUMBER: _builtins.int
     CALIBRATED_FIELD_NUMBER: _builtins.int
+    RETURN_THRESHOLD_FIELD_NUMBER: _builtins.int
+    OBSERVATION_GRADIENT_FIELD_NUMBER: _builtins.int
+    CALIBRATION_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     policy_version: _builtins.str
     """SHA-256 of the bundle"""
@@ -188,6 +191,11 @@ class DescribeResponse(_message.Message):
     execution_provider: _builtins.str
     """what ONNX Runtime really runs on"""
     calibrated: _builtins.bool
+    """false: the stated ranges are the critics' own belief, compared with nothing"""
+    return_threshold: _builtins.float
+    """what return_below_threshold refers to"""
+    observation_gradient: _builtins.bool
+    """whether summaries carry observation_gradient_mean"""
     @_builtins.property
     def observation(self) -> _containers.RepeatedCompositeFieldContainer[Global___Channel]: ...
     @_builtins.property
@@ -202,6 +210,10 @@ class DescribeResponse(_message.Message):
 
     @_builtins.property
     def observed_high(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def calibration(self) -> Global___Calibration:
+        """absent where not calibrated"""
+
     def __init__(
         self,
         *,
@@ -221,14 +233,65 @@ class DescribeResponse(_message.Message):
         observed_high: _abc.Iterable[_builtins.float] | None = ...,
         execution_provider: _builtins.str = ...,
         calibrated: _builtins.bool = ...,
+        return_threshold: _builtins.float = ...,
+        observation_gradient: _builtins.bool = ...,
+        calibration: Global___Calibration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "calibrated", b"calibrated", "contract", b"contract", "control_period_s", b"control_period_s", "cvar_level", b"cvar_level", "discount", b"discount", "environment", b"environment", "execution_provider", b"execution_provider", "gradient_norm_levels", b"gradient_norm_levels", "observation", b"observation", "observed_high", b"observed_high", "observed_low", b"observed_low", "policy", b"policy", "policy_version", b"policy_version", "return_quantile_levels", b"return_quantile_levels", "sample_count", b"sample_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "calibrated", b"calibrated", "calibration", b"calibration", "contract", b"contract", "control_period_s", b"control_period_s", "cvar_level", b"cvar_level", "discount", b"discount", "environment", b"environment", "execution_provider", b"execution_provider", "gradient_norm_levels", b"gradient_norm_levels", "observation", b"observation", "observation_gradient", b"observation_gradient", "observed_high", b"observed_high", "observed_low", b"observed_low", "policy", b"policy", "policy_version", b"policy_version", "return_quantile_levels", b"return_quantile_levels", "return_threshold", b"return_threshold", "sample_count", b"sample_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DescribeResponse: _TypeAlias = DescribeResponse  # noqa: Y015
+
+@_typing.final
+class Calibration(_message.Message):
+    """What episodes that training never saw say of the served law."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FALSE_ALARM_RATE_FIELD_NUMBER: _builtins.int
+    CRITIC_DISAGREEMENT_THRESHOLD_FIELD_NUMBER: _builtins.int
+    DATA_DISTANCE_THRESHOLD_FIELD_NUMBER: _builtins.int
+    INTERVAL_LEVELS_FIELD_NUMBER: _builtins.int
+    RAW_COVERAGE_FIELD_NUMBER: _builtins.int
+    CORRECTED_COVERAGE_FIELD_NUMBER: _builtins.int
+    TEST_EPISODES_FIELD_NUMBER: _builtins.int
+    false_alarm_rate: _builtins.float
+    """share of held-out ticks of the training task on which each threshold is exceeded"""
+    critic_disagreement_threshold: _builtins.float
+    """above these a summary is worth a warning"""
+    data_distance_threshold: _builtins.float
+    test_episodes: _builtins.int
+    @_builtins.property
+    def interval_levels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """shares of the returns that central intervals claim to hold"""
+
+    @_builtins.property
+    def raw_coverage(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """the share that really lay in each, over test_episodes"""
+
+    @_builtins.property
+    def corrected_coverage(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        false_alarm_rate: _builtins.float = ...,
+        critic_disagreement_threshold: _builtins.float = ...,
+        data_distance_threshold: _builtins.float = ...,
+        interval_levels: _abc.Iterable[_builtins.float] | None = ...,
+        raw_coverage: _abc.Iterable[_builtins.float] | None = ...,
+        corrected_coverage: _abc.Iterable[_builtins.float] | None = ...,
+        test_episodes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["corrected_coverage", b"corrected_coverage", "critic_disagreement_threshold", b"critic_disagreement_threshold", "data_distance_threshold", b"data_distance_threshold", "false_alarm_rate", b"false_alarm_rate", "interval_levels", b"interval_levels", "raw_coverage", b"raw_coverage", "test_episodes", b"test_episodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Calibration: _TypeAlias = Calibration  # noqa: Y015
 
 @_typing.final
 class ActRequest(_message.Message):
@@ -332,22 +395,33 @@ class Summary(_message.Message):
 
     RETURN_MEAN_FIELD_NUMBER: _builtins.int
     RETURN_STD_FIELD_NUMBER: _builtins.int
-    RETURN_QUANTILES_FIELD_NUMBER: _builtins.int
+    RETURN_QUANTILES_RAW_FIELD_NUMBER: _builtins.int
     RETURN_CVAR_FIELD_NUMBER: _builtins.int
     GRADIENT_MEAN_FIELD_NUMBER: _builtins.int
     GRADIENT_STD_FIELD_NUMBER: _builtins.int
     GRADIENT_NORM_QUANTILES_FIELD_NUMBER: _builtins.int
     GRADIENT_SIGN_AGREEMENT_FIELD_NUMBER: _builtins.int
     GRADIENT_RESULTANT_LENGTH_FIELD_NUMBER: _builtins.int
+    RETURN_QUANTILES_CORRECTED_FIELD_NUMBER: _builtins.int
+    RETURN_BELOW_THRESHOLD_FIELD_NUMBER: _builtins.int
+    CRITIC_DISAGREEMENT_FIELD_NUMBER: _builtins.int
+    DATA_DISTANCE_FIELD_NUMBER: _builtins.int
+    OBSERVATION_GRADIENT_MEAN_FIELD_NUMBER: _builtins.int
     return_mean: _builtins.float
     return_std: _builtins.float
     return_cvar: _builtins.float
-    """mean of the worst cvar_level share of returns"""
+    """mean of the worst cvar_level share of returns, raw"""
     gradient_resultant_length: _builtins.float
     """0: gradient samples point everywhere; 1: all in one direction"""
+    return_below_threshold: _builtins.float
+    """share of return samples under return_threshold, raw"""
+    critic_disagreement: _builtins.float
+    """standard deviation between the critics' mean returns, reward units"""
+    data_distance: _builtins.float
+    """of the observation to the nearest of the training data, in standard deviations"""
     @_builtins.property
-    def return_quantiles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """at return_quantile_levels, never crossing"""
+    def return_quantiles_raw(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """the critics' own, at return_quantile_levels, never crossing"""
 
     @_builtins.property
     def gradient_mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
@@ -363,22 +437,35 @@ class Summary(_message.Message):
     def gradient_sign_agreement(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """per action channel, share of samples with the majority sign, 0.5 to 1"""
 
+    @_builtins.property
+    def return_quantiles_corrected(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """the raw ones corrected by held-out returns; empty where not calibrated"""
+
+    @_builtins.property
+    def observation_gradient_mean(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """reward per observation unit; empty where not served"""
+
     def __init__(
         self,
         *,
         return_mean: _builtins.float = ...,
         return_std: _builtins.float = ...,
-        return_quantiles: _abc.Iterable[_builtins.float] | None = ...,
+        return_quantiles_raw: _abc.Iterable[_builtins.float] | None = ...,
         return_cvar: _builtins.float = ...,
         gradient_mean: _abc.Iterable[_builtins.float] | None = ...,
         gradient_std: _abc.Iterable[_builtins.float] | None = ...,
         gradient_norm_quantiles: _abc.Iterable[_builtins.float] | None = ...,
         gradient_sign_agreement: _abc.Iterable[_builtins.float] | None = ...,
         gradient_resultant_length: _builtins.float = ...,
+        return_quantiles_corrected: _abc.Iterable[_builtins.float] | None = ...,
+        return_below_threshold: _builtins.float = ...,
+        critic_disagreement: _builtins.float = ...,
+        data_distance: _builtins.float = ...,
+        observation_gradient_mean: _abc.Iterable[_builtins.float] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gradient_mean", b"gradient_mean", "gradient_norm_quantiles", b"gradient_norm_quantiles", "gradient_resultant_length", b"gradient_resultant_length", "gradient_sign_agreement", b"gradient_sign_agreement", "gradient_std", b"gradient_std", "return_cvar", b"return_cvar", "return_mean", b"return_mean", "return_quantiles", b"return_quantiles", "return_std", b"return_std"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["critic_disagreement", b"critic_disagreement", "data_distance", b"data_distance", "gradient_mean", b"gradient_mean", "gradient_norm_quantiles", b"gradient_norm_quantiles", "gradient_resultant_length", b"gradient_resultant_length", "gradient_sign_agreement", b"gradient_sign_agreement", "gradient_std", b"gradient_std", "observation_gradient_mean", b"observation_gradient_mean", "return_below_threshold", b"return_below_threshold", "return_cvar", b"return_cvar", "return_mean", b"return_mean", "return_quantiles_corrected", b"return_quantiles_corrected", "return_quantiles_raw", b"return_quantiles_raw", "return_std", b"return_std"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

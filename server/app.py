@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import tyro
 import uvicorn
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from server.bundle import load_bundle
 from server.config import ServeConfig
@@ -131,18 +131,27 @@ async def serve(core: Core, config: ServeConfig) -> None:
 
 
 def _announce(server: PolicyServer) -> None:
-    table = Table("policy", "version", "environment", "provider", "decision", "runs")
+    version = Column("version", no_wrap=True)
+    table = Table("policy", version, "environment", "calibrated", "provider", "decision", "runs")
     for name, policy in server.core.policies.items():
         manifest, runtime = policy.manifest, policy.runtime
         table.add_row(
             name,
             manifest.version[:12],
             manifest.task.environment,
+            "no" if manifest.calibration is None else "yes",
             runtime.provider.removesuffix("ExecutionProvider"),
             f"{runtime.inference_s * 1e3:.2f} ms",
             "on the event loop" if policy.inline else "in a thread",
         )
     Console().print(table)
+    for name, policy in server.core.policies.items():
+        if policy.manifest.calibration is None:
+            logger.warning(
+                "policy %s is not calibrated: its stated ranges are the critics' own belief; "
+                "run dst-calibrate and export it again to serve ranges that were compared with real returns",
+                name,
+            )
     for option, address in (("--grpc", server.grpc_address), ("--http", server.http_address)):
         if not address.loopback:
             logger.warning(

@@ -25,38 +25,38 @@ FILE_CAPS = {
     "policy.onnx": 256 * MIB,
     "golden.npz": 64 * MIB,
     "README.md": MIB,
+    "card.json": 4 * MIB,
+    "calibration.svg": 4 * MIB,
+    "warning.svg": 4 * MIB,
 }
-"""The files a bundle consists of beside its manifest, and the most bytes each may have."""
+"""The files a bundle may consist of beside its manifest, and the most bytes each may have."""
+FIGURES = ("calibration.svg", "warning.svg")
+"""Only a calibrated bundle may have them."""
 MANIFEST_CAP = 4 * MIB
 
-SUMMARY_OUTPUTS = (
-    "return_mean",
-    "return_std",
-    "return_quantiles",
-    "return_cvar",
-    "gradient_mean",
-    "gradient_std",
-    "gradient_norm_quantiles",
-    "gradient_sign_agreement",
-    "gradient_resultant_length",
-)
 SAMPLE_OUTPUTS = ("return_samples", "gradient_samples")
 
 
 def output_shapes(manifest: Manifest) -> dict[str, tuple[int, ...]]:
-    """Shape of each output of `policy.onnx` without its batch axis, by name."""
+    """Shape of each output of `policy.onnx` without its batch axis, by name: the action, the summary, the samples."""
     uncertainty, actions = manifest.uncertainty, (len(manifest.action),)
+    quantiles = (len(uncertainty.return_quantile_levels),)
     return {
         "action": actions,
         "return_mean": (),
         "return_std": (),
-        "return_quantiles": (len(uncertainty.return_quantile_levels),),
+        "return_quantiles_raw": quantiles,
+        **({} if manifest.calibration is None else {"return_quantiles_corrected": quantiles}),
         "return_cvar": (),
+        "return_below_threshold": (),
         "gradient_mean": actions,
         "gradient_std": actions,
         "gradient_norm_quantiles": (len(uncertainty.gradient_norm_levels),),
         "gradient_sign_agreement": actions,
         "gradient_resultant_length": (),
+        "critic_disagreement": (),
+        "data_distance": (),
+        **({"observation_gradient_mean": (len(manifest.observation),)} if uncertainty.observation_gradient else {}),
         "return_samples": (uncertainty.sample_count,),
         "gradient_samples": (uncertainty.sample_count, *actions),
     }
@@ -121,12 +121,18 @@ def _manifest(bundle: Path) -> Manifest:
         _refuse(path, f"not valid JSON ({error})", "the file is truncated or edited; copy or export it again", error)
     if not isinstance(document, dict):
         _refuse(path, "must be a JSON object", again)
-    newest = document.get("format_version")
-    if isinstance(newest, int) and newest > FORMAT_VERSION:
+    version = document.get("format_version")
+    if type(version) is int and version > FORMAT_VERSION:
         _refuse(
             path,
-            f"format_version {newest} is newer than {FORMAT_VERSION}, the newest this server reads",
+            f"format_version {version} is newer than {FORMAT_VERSION}, the one this server reads",
             "update the server, or export with the release that the server belongs to",
+        )
+    if type(version) is int and version < FORMAT_VERSION:
+        _refuse(
+            path,
+            f"format_version {version} is older than {FORMAT_VERSION}, the one this server reads",
+            "export the run again with the dst-export of this release",
         )
     try:
         # Validated as JSON, so that strictness refuses "1" for 1 but takes 1 for 1.0.
@@ -163,19 +169,22 @@ def _version(document: dict[str, Any]) -> str:
 
 
 def _files(bundle: Path, manifest: Manifest) -> dict[str, bytes]:
-    if set(manifest.files) != set(FILE_CAPS):
-        difference = ", ".join(sorted(set(manifest.files) ^ set(FILE_CAPS)))
+    required = set(FILE_CAPS) - set(FIGURES)
+    allowed = required if manifest.calibration is None else set(FILE_CAPS)
+    if not required <= set(manifest.files) <= allowed:
+        difference = ", ".join(sorted((required - set(manifest.files)) | (set(manifest.files) - allowed)))
         _refuse(
             bundle / "manifest.json",
-            f"files must list exactly {', '.join(FILE_CAPS)}; it differs in {difference}",
+            f"files must list {', '.join(sorted(required))}, and in a calibrated bundle at most {', '.join(FIGURES)} "
+            f"beside them; it differs in {difference}",
             "export the bundle again",
         )
-    unlisted = sorted({entry.name for entry in bundle.iterdir()} - set(FILE_CAPS) - {"manifest.json"})
+    unlisted = sorted({entry.name for entry in bundle.iterdir()} - set(manifest.files) - {"manifest.json"})
     if unlisted:
         _refuse(bundle / unlisted[0], "not listed in the manifest", "remove it: a bundle is immutable once written")
     files = {}
-    for name, cap in FILE_CAPS.items():
-        files[name] = _read(bundle / name, cap)
+    for name in sorted(manifest.files):
+        files[name] = _read(bundle / name, FILE_CAPS[name])
         digest = hashlib.sha256(files[name]).hexdigest()
         if digest != manifest.files[name]:
             _refuse(

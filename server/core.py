@@ -23,7 +23,7 @@ from server.errors import (
     UnknownPolicyError,
 )
 from server.manifest import ChannelLimits, limit
-from server.runtime import OUTPUTS, Detail, Runtime
+from server.runtime import Detail, Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +161,7 @@ class ServedPolicy:
             logger.error("policy %s version %s: %s", name, version, error, exc_info=error.__cause__)  # noqa: TRY400
             raise
         finished = self._clock()
-        values = {name: output[0] for name, output in zip(OUTPUTS[detail], outputs, strict=True)}
+        values = {name: output[0] for name, output in zip(self.runtime.outputs[detail], outputs, strict=True)}
         return Decision(
             action=values["action"],
             summary=None if detail is Detail.NONE else _summary(values),
@@ -236,13 +236,18 @@ def _summary(values: Mapping[str, FloatArray]) -> Summary:
     return Summary(
         return_mean=float(values["return_mean"]),
         return_std=float(values["return_std"]),
-        return_quantiles=values["return_quantiles"],
+        return_quantiles_raw=values["return_quantiles_raw"],
+        return_quantiles_corrected=values.get("return_quantiles_corrected"),
         return_cvar=float(values["return_cvar"]),
+        return_below_threshold=float(values["return_below_threshold"]),
         gradient_mean=values["gradient_mean"],
         gradient_std=values["gradient_std"],
         gradient_norm_quantiles=values["gradient_norm_quantiles"],
         gradient_sign_agreement=values["gradient_sign_agreement"],
         gradient_resultant_length=float(values["gradient_resultant_length"]),
+        critic_disagreement=float(values["critic_disagreement"]),
+        data_distance=float(values["data_distance"]),
+        observation_gradient_mean=values.get("observation_gradient_mean"),
     )
 
 

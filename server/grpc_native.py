@@ -27,6 +27,7 @@ from server.errors import (
     UnknownPolicyError,
 )
 from server.live import Live
+from server.manifest import Calibration
 from server.runtime import Detail
 from server.telemetry import Status, Telemetry
 
@@ -171,6 +172,21 @@ def description(policy: ServedPolicy) -> pb.DescribeResponse:
         observed_high=manifest.observed_range.high,
         execution_provider=policy.runtime.provider,
         calibrated=manifest.calibration is not None,
+        return_threshold=manifest.uncertainty.return_threshold,
+        observation_gradient=manifest.uncertainty.observation_gradient,
+        calibration=None if manifest.calibration is None else _calibration(manifest.calibration),
+    )
+
+
+def _calibration(calibration: Calibration) -> pb.Calibration:
+    return pb.Calibration(
+        false_alarm_rate=calibration.false_alarm_rate,
+        critic_disagreement_threshold=calibration.critic_disagreement_threshold,
+        data_distance_threshold=calibration.data_distance_threshold,
+        interval_levels=calibration.levels,
+        raw_coverage=calibration.raw.coverage,
+        corrected_coverage=calibration.corrected.coverage,
+        test_episodes=calibration.test_episodes,
     )
 
 

@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from protos.codec import FloatArray
 from server.core import Decision, ServedPolicy
 from server.errors import InvalidInputError
+from server.manifest import Calibration
 from server.runtime import Detail
 
 
@@ -26,6 +28,18 @@ class ChannelReply(BaseModel):
     high: float | None
 
 
+class CalibrationReply(BaseModel):
+    """What held-out episodes say of the served law; lists have one number per interval level."""
+
+    false_alarm_rate: float
+    critic_disagreement_threshold: float
+    data_distance_threshold: float
+    interval_levels: list[float]
+    raw_coverage: list[float]
+    corrected_coverage: list[float]
+    test_episodes: int
+
+
 class PolicyReply(BaseModel):
     """A loaded policy and its contract."""
 
@@ -41,7 +55,12 @@ class PolicyReply(BaseModel):
     cvar_level: float
     gradient_norm_levels: list[float]
     sample_count: int
+    return_threshold: float
+    observation_gradient: bool
     calibrated: bool
+    calibration: Annotated[
+        CalibrationReply | None, Field(description="Null: the stated ranges are the critics' own belief.")
+    ]
     execution_provider: str
 
 
@@ -69,17 +88,22 @@ class ActBody(BaseModel):
 
 
 class SummaryReply(BaseModel):
-    """Summary of the joint law of the return and its action gradient; levels are the policy's."""
+    """Summary of the joint law of the return and its gradients; levels and threshold are the policy's."""
 
     return_mean: float
     return_std: float
-    return_quantiles: list[float]
+    return_quantiles_raw: list[float]
+    return_quantiles_corrected: Annotated[list[float] | None, Field(description="Null where not calibrated.")]
     return_cvar: float
+    return_below_threshold: float
     gradient_mean: list[float]
     gradient_std: list[float]
     gradient_norm_quantiles: list[float]
     gradient_sign_agreement: list[float]
     gradient_resultant_length: float
+    critic_disagreement: float
+    data_distance: float
+    observation_gradient_mean: Annotated[list[float] | None, Field(description="Null where not served.")]
 
 
 class SamplesReply(BaseModel):
@@ -117,8 +141,26 @@ def policy_reply(policy: ServedPolicy) -> PolicyReply:
         cvar_level=manifest.uncertainty.cvar_level,
         gradient_norm_levels=manifest.uncertainty.gradient_norm_levels,
         sample_count=manifest.uncertainty.sample_count,
+        return_threshold=manifest.uncertainty.return_threshold,
+        observation_gradient=manifest.uncertainty.observation_gradient,
         calibrated=manifest.calibration is not None,
+        calibration=calibration_reply(manifest.calibration),
         execution_provider=policy.runtime.provider,
+    )
+
+
+def calibration_reply(calibration: Calibration | None) -> CalibrationReply | None:
+    """What held-out episodes say of a policy's law."""
+    if calibration is None:
+        return None
+    return CalibrationReply(
+        false_alarm_rate=calibration.false_alarm_rate,
+        critic_disagreement_threshold=calibration.critic_disagreement_threshold,
+        data_distance_threshold=calibration.data_distance_threshold,
+        interval_levels=calibration.levels,
+        raw_coverage=calibration.raw.coverage,
+        corrected_coverage=calibration.corrected.coverage,
+        test_episodes=calibration.test_episodes,
     )
 
 
@@ -172,13 +214,18 @@ def act_reply(policy: ServedPolicy, decision: Decision) -> ActReply:
         else SummaryReply(
             return_mean=summary.return_mean,
             return_std=summary.return_std,
-            return_quantiles=summary.return_quantiles.tolist(),
+            return_quantiles_raw=summary.return_quantiles_raw.tolist(),
+            return_quantiles_corrected=_listed(summary.return_quantiles_corrected),
             return_cvar=summary.return_cvar,
+            return_below_threshold=summary.return_below_threshold,
             gradient_mean=summary.gradient_mean.tolist(),
             gradient_std=summary.gradient_std.tolist(),
             gradient_norm_quantiles=summary.gradient_norm_quantiles.tolist(),
             gradient_sign_agreement=summary.gradient_sign_agreement.tolist(),
             gradient_resultant_length=summary.gradient_resultant_length,
+            critic_disagreement=summary.critic_disagreement,
+            data_distance=summary.data_distance,
+            observation_gradient_mean=_listed(summary.observation_gradient_mean),
         ),
         samples=None
         if samples is None
@@ -186,3 +233,7 @@ def act_reply(policy: ServedPolicy, decision: Decision) -> ActReply:
         queue_ms=decision.queue_ns / 1e6,
         inference_ms=decision.inference_ns / 1e6,
     )
+
+
+def _listed(vector: FloatArray | None) -> list[float] | None:
+    return None if vector is None else vector.tolist()

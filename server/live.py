@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from protos import policy_pb2 as pb
+from protos.codec import FloatArray
 from server.core import Clock, Core, Decision, ServedPolicy
 from server.errors import OverloadedError
+from server.http_messages import calibration_reply
 from server.manifest import Manifest
 
 HISTORY_S = 60.0
@@ -31,25 +33,34 @@ GUARDS = frozenset(pb.GuardState.values())
 def _columns(manifest: Manifest) -> tuple[dict[str, slice | int], int]:
     """Where a row of a session's history holds what, a slice for a vector, an index for a scalar; and its width."""
     actions, uncertainty = len(manifest.action), manifest.uncertainty
+    levels = len(uncertainty.return_quantile_levels)
     sizes: dict[str, int | None] = {
         **dict.fromkeys(TIMINGS),
         "action": actions,
         "return_mean": None,
         "return_std": None,
-        "return_quantiles": len(uncertainty.return_quantile_levels),
+        "return_quantiles_raw": levels,
+        "return_quantiles_corrected": 0 if manifest.calibration is None else levels,
         "return_cvar": None,
+        "return_below_threshold": None,
         "gradient_mean": actions,
         "gradient_std": actions,
         "gradient_norm_quantiles": len(uncertainty.gradient_norm_levels),
         "gradient_sign_agreement": actions,
         "gradient_resultant_length": None,
+        "critic_disagreement": None,
+        "data_distance": None,
     }
     columns: dict[str, slice | int] = {}
     start = 0
     for name, size in sizes.items():
         columns[name] = start if size is None else slice(start, start + size)
-        start += size or 1
+        start += 1 if size is None else size
     return columns, start
+
+
+def _empty(place: slice | int) -> bool:
+    return isinstance(place, slice) and place.start == place.stop
 
 
 class LiveSession:
@@ -75,8 +86,12 @@ class LiveSession:
         self._round_trip_ms = math.nan
         self._columns, width = _columns(manifest)
         self._summary_columns = {
-            name: place for name, place in self._columns.items() if name not in (*TIMINGS, "action")
+            name: place
+            for name, place in self._columns.items()
+            if name not in (*TIMINGS, "action") and not _empty(place)
         }
+        self._observation_gradient: FloatArray | None = None
+        """Of the latest tick alone: too wide to keep a minute of."""
         self._capacity = min(HISTORY_TICKS, math.ceil(HISTORY_S / manifest.control_period_s) + 1)
         # Pages of a fresh array are taken from the machine only when they are written.
         self._rows: NDArray[np.float32] = np.empty((self._capacity, width), np.float32)
@@ -105,6 +120,7 @@ class LiveSession:
         row[self._columns["action"]] = decision.action
         for name, place in self._summary_columns.items():
             row[place] = math.nan if decision.summary is None else getattr(decision.summary, name)
+        self._observation_gradient = None if decision.summary is None else decision.summary.observation_gradient_mean
         self._times_s[slot] = (received_ns - self.opened_ns) / 1e9
         self._tick_numbers[slot] = tick
         self._guards[slot] = self.guard
@@ -121,7 +137,7 @@ class LiveSession:
     def sample(self, index: int) -> dict[str, Any]:
         """Row `index`, counted since the session was opened, as JSON values."""
         slot = index % self._capacity
-        row = [None if math.isnan(value) else float(f"{value:.6g}") for value in self._rows[slot].tolist()]
+        row = [None if math.isnan(value) else _rounded(value) for value in self._rows[slot].tolist()]
         values = {name: row[place] for name, place in self._columns.items()}
         identity = {"tick": int(self._tick_numbers[slot]), "t": round(float(self._times_s[slot]), 4)}
         return {**identity, **values, "guard": self._guards[slot]}
@@ -144,6 +160,9 @@ class LiveSession:
             "episode_return": self.episode_return if math.isfinite(self.episode_return) else None,
             "guard": self.guard,
             "guard_reason": self.guard_reason,
+            "observation_gradient_mean": None
+            if self._observation_gradient is None
+            else [_rounded(value) for value in self._observation_gradient.tolist()],
         }
 
 
@@ -251,15 +270,25 @@ class Live:
 def described(policy: ServedPolicy) -> dict[str, Any]:
     """What the page must know of a policy, as JSON values."""
     manifest = policy.manifest
+    calibration = calibration_reply(manifest.calibration)
     return {
         "name": manifest.name,
         "version": manifest.version,
         "environment": manifest.task.environment,
         "calibrated": manifest.calibration is not None,
+        "calibration": None if calibration is None else calibration.model_dump(),
         "control_period_s": manifest.control_period_s,
         "return_quantile_levels": manifest.uncertainty.return_quantile_levels,
         "cvar_level": manifest.uncertainty.cvar_level,
+        "return_threshold": manifest.uncertainty.return_threshold,
         "gradient_norm_levels": manifest.uncertainty.gradient_norm_levels,
         "action": [channel.name for channel in policy.action],
         "action_units": [channel.unit for channel in policy.action],
+        "observation": [channel.name for channel in policy.observation],
+        "observation_std": manifest.normalisation.observation_std,
     }
+
+
+def _rounded(value: float) -> float:
+    """To as many digits as a page draws."""
+    return float(f"{value:.6g}")

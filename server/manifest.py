@@ -1,17 +1,19 @@
-"""The manifest of a bundle, format 1, as docs/bundle.md describes it."""
+"""The manifest of a bundle, format 2, as docs/bundle.md describes it."""
 
 import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 PolicyName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9._-]{1,64}$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Level = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveOrZero = Annotated[float, Field(ge=0)]
 
 
 class Part(BaseModel):
@@ -75,13 +77,17 @@ class Uncertainty(Part):
     return_quantile_levels: Annotated[list[Level], Field(min_length=1, max_length=256)]
     cvar_level: Annotated[float, Field(gt=0, le=1)]
     gradient_norm_levels: Annotated[list[Level], Field(min_length=1, max_length=256)]
+    return_threshold: float
+    """In units of the discounted return."""
+    reference_observations: Annotated[int, Field(ge=1)]
+    """Observations of the training data that `data_distance` is measured to."""
+    observation_gradient: bool
+    """Whether the graphs give `observation_gradient_mean`."""
 
     @model_validator(mode="after")
     def _increasing(self) -> Self:
         for key in ("return_quantile_levels", "gradient_norm_levels"):
-            levels = getattr(self, key)
-            if levels != sorted(set(levels)):
-                raise ValueError(f"{key} must increase strictly, got {levels}")
+            _check_increasing(key, getattr(self, key))
         return self
 
 
@@ -96,6 +102,62 @@ class Evaluation(Part):
     untrained_return_mean: float
 
 
+class Scores(Part):
+    """How well quantiles did on episodes that nothing was fitted to; lists have one number per central interval."""
+
+    coverage: list[Share]
+    coverage_low: list[Share]
+    coverage_high: list[Share]
+    """95 % bootstrap interval over episodes."""
+    width: list[PositiveOrZero]
+    """In units of reward."""
+    crps: PositiveOrZero
+    bias: float
+    """Realised return less predicted mean or median, in units of reward."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for low, high in zip(self.coverage_low, self.coverage_high, strict=False):
+            if low > high:
+                raise ValueError(f"coverage_low {low} must not lie above coverage_high {high}")
+        return self
+
+
+class Calibration(Part):
+    """What held-out episodes say of the served law."""
+
+    episodes: Annotated[int, Field(ge=1)]
+    test_episodes: Annotated[int, Field(ge=1)]
+    first_seed: Annotated[int, Field(ge=0)]
+    first_test_seed: Annotated[int, Field(ge=0)]
+    offsets: list[float]
+    """One per return quantile level, in units of the predicted standard deviation."""
+    levels: Annotated[list[Level], Field(min_length=1, max_length=256)]
+    """Shares of the returns that the scored central intervals claim to hold."""
+    raw: Scores
+    corrected: Scores
+    false_alarm_rate: Level
+    critic_disagreement_threshold: PositiveOrZero
+    data_distance_threshold: PositiveOrZero
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        _check_increasing("levels", self.levels)
+        for quantiles in ("raw", "corrected"):
+            for key in ("coverage", "coverage_low", "coverage_high", "width"):
+                values = getattr(getattr(self, quantiles), key)
+                if len(values) != len(self.levels):
+                    raise ValueError(
+                        f"{quantiles}.{key} must have one number per level ({len(self.levels)}), got {len(values)}"
+                    )
+        first, last = self.first_seed, self.first_seed + self.episodes
+        if self.first_test_seed < last and first < self.first_test_seed + self.test_episodes:
+            raise ValueError(
+                f"test episodes from seed {self.first_test_seed} must be others than those from seed {first} to {last - 1}"
+            )
+        return self
+
+
 class Tolerance(Part):
     """abs(x - golden) <= absolute + relative * abs(golden)."""
 
@@ -106,7 +168,7 @@ class Tolerance(Part):
 class Manifest(Part):
     """All of `manifest.json`."""
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     name: PolicyName
     version: Sha256
     files: dict[FileName, Sha256]
@@ -120,7 +182,7 @@ class Manifest(Part):
     training: dict[str, Any]
     libraries: dict[str, str]
     evaluation: Evaluation
-    calibration: dict[str, Any] | None
+    calibration: Calibration | None
     tolerance: Tolerance
 
     @model_validator(mode="after")
@@ -139,6 +201,12 @@ class Manifest(Part):
         ):
             if len(values) != size:
                 raise ValueError(f"{key} must have one number per observation channel ({size}), got {len(values)}")
+        levels = len(self.uncertainty.return_quantile_levels)
+        if self.calibration is not None and len(self.calibration.offsets) != levels:
+            raise ValueError(
+                f"calibration.offsets must have one number per return quantile level ({levels}), "
+                f"got {len(self.calibration.offsets)}"
+            )
         return self
 
     @property
@@ -150,3 +218,8 @@ class Manifest(Part):
 def limit(value: float | None, unbounded: float) -> float:
     """A channel's limit as a number; `unbounded`, plus or minus infinity, stands for `null`."""
     return math.copysign(math.inf, unbounded) if value is None else float(value)
+
+
+def _check_increasing(key: str, levels: list[float]) -> None:
+    if levels != sorted(set(levels)):
+        raise ValueError(f"{key} must increase strictly, got {levels}")

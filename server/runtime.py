@@ -13,8 +13,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from server.bundle import SAMPLE_OUTPUTS, SUMMARY_OUTPUTS, Bundle, output_shapes
-from server.errors import BundleError, InferenceError, ProviderError
+from server.bundle import SAMPLE_OUTPUTS, Bundle, output_shapes
+from server.errors import BundleError, InferenceError, InvalidInputError, ProviderError
 from server.manifest import Manifest, limit
 
 logger = logging.getLogger(__name__)
@@ -35,11 +35,8 @@ class Detail(StrEnum):
     SAMPLES = "samples"
 
 
-OUTPUTS: Mapping[Detail, tuple[str, ...]] = {
-    Detail.NONE: ("action",),
-    Detail.SUMMARY: ("action", *SUMMARY_OUTPUTS),
-    Detail.SAMPLES: ("action", *SUMMARY_OUTPUTS, *SAMPLE_OUTPUTS),
-}
+Axes = tuple[int | None, ...]
+"""Sizes of a tensor's axes after the first, which is the batch; None for one that must be dynamic too."""
 
 
 class Runtime:
@@ -54,19 +51,26 @@ class Runtime:
         """
         self.manifest: Manifest = bundle.manifest
         self._bundle = bundle
-        shapes = output_shapes(bundle.manifest)
-        observation = {"observation": (len(bundle.manifest.observation),)}
+        shapes: dict[str, Axes] = dict(output_shapes(bundle.manifest))
+        self.outputs: Mapping[Detail, tuple[str, ...]] = {
+            Detail.NONE: ("action",),
+            Detail.SUMMARY: tuple(name for name in shapes if name not in SAMPLE_OUTPUTS),
+            Detail.SAMPLES: tuple(shapes),
+        }
+        """Names of what `infer` returns."""
+        observation: dict[str, Axes] = {"observation": (len(bundle.manifest.observation),)}
         action = {"action": shapes["action"]}
-        uncertainty = {name: shapes[name] for name in OUTPUTS[Detail.SAMPLES] if name != "action"}
+        of_candidates: dict[str, Axes] = {name: (None, *axes) for name, axes in shapes.items()}
+        candidates = {"action": of_candidates.pop("action")}
         self._actor = self._session("actor.onnx", provider, observation, action)
         self._policy = self._session("policy.onnx", provider, observation, shapes)
-        critic = self._session("uncertainty.onnx", provider, observation | action, uncertainty)
+        self._uncertainty = self._session("uncertainty.onnx", provider, observation | candidates, of_candidates)
         self.provider: str = self._policy.get_providers()[0]
         self._low, self._high, self._slack = _limits(bundle.manifest)
         try:
-            self._replay("policy.onnx", self._policy, ("observation",), tuple(shapes))
-            self._replay("actor.onnx", self._actor, ("observation",), ("action",))
-            self._replay("uncertainty.onnx", critic, ("observation", "action"), tuple(uncertainty))
+            self._replay("policy.onnx", self._policy, tuple(shapes))
+            self._replay("actor.onnx", self._actor, ("action",))
+            self._replay("uncertainty.onnx", self._uncertainty, tuple(of_candidates), candidates=2)
             self.inference_s: float = self._warm_up()
         except InferenceError as error:
             raise BundleError(
@@ -77,8 +81,8 @@ class Runtime:
         self,
         name: str,
         provider: Provider,
-        inputs: Mapping[str, tuple[int, ...]],
-        outputs: Mapping[str, tuple[int, ...]],
+        inputs: Mapping[str, Axes],
+        outputs: Mapping[str, Axes],
     ) -> ort.InferenceSession:
         path = self._bundle.path / name
         session = _open_session(self._bundle.files[name], str(path), provider)
@@ -93,21 +97,28 @@ class Runtime:
                 )
             for node in found:
                 shape = tuple(node.shape)
-                # ONNX Runtime names a dynamic axis with a string; a number there would be a baked-in batch size.
-                dynamic = bool(shape) and not isinstance(shape[0], int)
-                if node.type != "tensor(float)" or not dynamic or not _fits(shape[1:], expected[node.name]):
+                axes = expected[node.name]
+                if node.type != "tensor(float)" or not _fits(shape, (None, *axes)):
+                    names = ["batch", *("candidates" if size is None else str(size) for size in axes)]
                     raise BundleError(
-                        f"bundle refused: {path}: {kind} {node.name!r} must be float32 with a dynamic batch axis and "
-                        f"shape (batch, {', '.join(map(str, expected[node.name]))}), got {node.type} {shape}; "
-                        "export the bundle again"
+                        f"bundle refused: {path}: {kind} {node.name!r} must be float32 of shape "
+                        f"({', '.join(names)}), named axes dynamic, got {node.type} {shape}; export the bundle again"
                     )
         return session
 
-    def _replay(self, name: str, session: ort.InferenceSession, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+    def _replay(self, name: str, session: ort.InferenceSession, outputs: Sequence[str], *, candidates: int = 0) -> None:
+        """Compares with the golden data; where `candidates` are given, each of as many copies of the golden actions."""
         path, tolerance, golden = self._bundle.path / name, self.manifest.tolerance, self._bundle.golden
-        values = self._run(session, outputs, {name: golden[name] for name in inputs})
+
+        def repeated(values: FloatArray) -> FloatArray:
+            return np.repeat(values[:, np.newaxis], candidates, axis=1) if candidates else values
+
+        inputs = {"observation": golden["observation"]}
+        if candidates:
+            inputs["action"] = repeated(golden["action"])
+        values = self._run(session, outputs, inputs)
         for output, value in zip(outputs, values, strict=True):
-            expected = golden[output]
+            expected = repeated(golden[output])
             allowed = tolerance.absolute + tolerance.relative * np.abs(expected)
             if value.shape != expected.shape:
                 raise BundleError(
@@ -142,19 +153,55 @@ class Runtime:
             detail: how much to compute; only `SAMPLES` fetches the raw samples.
 
         Returns:
-            The outputs named in `OUTPUTS[detail]`, in that order, each (B, ...), finite, actions within their limits.
+            The outputs named in `outputs[detail]`, in that order, each (B, ...), finite, actions within their limits.
 
         Raises:
             InferenceError: an output is not finite or an action is outside its limits, or ONNX Runtime failed.
         """
         session = self._actor if detail is Detail.NONE else self._policy
-        outputs = self._run(session, OUTPUTS[detail], {"observation": observations})
-        flat = np.concatenate([output.ravel() for output in outputs])
-        if not np.isfinite(flat).all():
-            names = [name for name, output in zip(OUTPUTS[detail], outputs, strict=True) if not _finite(output)]
-            raise InferenceError(f"the policy gave a {names[0]} that is not finite; the robot must not use it")
+        names = self.outputs[detail]
+        outputs = self._run(session, names, {"observation": observations})
+        _check_finite(names, outputs)
         outputs[0] = self._within_limits(outputs[0])
         return outputs
+
+    def assess(self, observations: FloatArray, candidates: FloatArray) -> dict[str, FloatArray]:
+        """The law of the return and its gradients under actions that somebody proposes.
+
+        Args:
+            observations: (B, S), checked and finite.
+            candidates: (B, C, A), in the units of the contract.
+
+        Returns:
+            The summary and sample outputs by name, each (B, C, ...), finite.
+
+        Raises:
+            InvalidInputError: a candidate is not finite or outside its limits; names it by row, candidate and channel.
+            InferenceError: an output is not finite, or ONNX Runtime failed.
+        """
+        self._check_candidates(len(observations), candidates)
+        names = self.outputs[Detail.SAMPLES][1:]
+        outputs = self._run(self._uncertainty, names, {"observation": observations, "action": candidates})
+        _check_finite(names, outputs)
+        return dict(zip(names, outputs, strict=True))
+
+    def _check_candidates(self, rows: int, candidates: FloatArray) -> None:
+        actions = len(self.manifest.action)
+        if candidates.ndim != 3 or (len(candidates), candidates.shape[2]) != (rows, actions) or not candidates.size:
+            raise InvalidInputError(
+                f"candidate actions must have shape ({rows}, candidates, {actions}) with at least one candidate, "
+                f"got {candidates.shape}"
+            )
+        # Written so that NaN counts as outside.
+        outside = ~((candidates >= self._low) & (candidates <= self._high) & np.isfinite(candidates))
+        if outside.any():
+            row, candidate, index = map(int, np.argwhere(outside)[0])
+            channel = self.manifest.action[index]
+            raise InvalidInputError(
+                f"candidate {candidate} of row {row} has {candidates[row, candidate, index]!s} for {channel.name!r} at "
+                f"index {index}, outside [{self._low[index]!s}, {self._high[index]!s}] {channel.unit}; "
+                "send actions within the limits that Describe states"
+            )
 
     def _run(
         self, session: ort.InferenceSession, outputs: Sequence[str], inputs: Mapping[str, FloatArray]
@@ -211,15 +258,19 @@ def _open_session(model: bytes, path: str, provider: Provider) -> ort.InferenceS
     return session
 
 
-def _fits(found: Sequence[int | str | None], expected: Sequence[int]) -> bool:
-    """Whether the shape of a graph allows the expected one; inner axes that the graph leaves open are allowed."""
+def _fits(found: Sequence[int | str | None], expected: Axes) -> bool:
+    """Whether the shape of a graph allows the expected one; an axis that the graph leaves open is a string or None."""
+    # A number where None is expected would be a baked-in batch size.
     return len(found) == len(expected) and all(
         not isinstance(size, int) or size == wanted for size, wanted in zip(found, expected, strict=True)
     )
 
 
-def _finite(values: FloatArray) -> bool:
-    return bool(np.isfinite(values).all())
+def _check_finite(names: Sequence[str], outputs: Sequence[FloatArray]) -> None:
+    flat = np.concatenate([output.ravel() for output in outputs])
+    if not np.isfinite(flat).all():
+        bad = next(name for name, output in zip(names, outputs, strict=True) if not np.isfinite(output).all())
+        raise InferenceError(f"the policy gave a {bad} that is not finite; the robot must not use it")
 
 
 def _limits(manifest: Manifest) -> tuple[FloatArray, FloatArray, FloatArray]:

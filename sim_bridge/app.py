@@ -142,6 +142,8 @@ def drive(config: DriveConfig, console: Console) -> int:
         client.connect()
         description = client.describe(config.policy)
         check_contract(robot, description, console)
+        if not description.calibrated:
+            display.print_uncalibrated(console, description.policy)
         loop_config = loop_config_of(config, robot.contract.control_period_s)
         recorder = None
         if config.record is not None:
@@ -182,6 +184,7 @@ def drive(config: DriveConfig, console: Console) -> int:
             statistics=loop.statistics,
             policy=description.policy,
             policy_version=description.policy_version,
+            calibrated=description.calibrated,
             dropped_records=recorder.dropped if recorder is not None else 0,
             stale_replies=session.stale_replies,
             reconnects=session.reconnects,
@@ -260,6 +263,7 @@ def run_message(
         realtime=loop_config.realtime,
         detail=DETAILS[config.detail],
         seed=config.seed,
+        description=description,
     )
 
 

@@ -70,12 +70,21 @@ def print_differences(console: Console, differences: Sequence[ContractDifference
         console.print(f"and {len(differences) - SHOWN_DIFFERENCES} more")
 
 
+def print_uncalibrated(console: Console, policy: str) -> None:
+    """What a person must know before trusting the policy's ranges."""
+    console.print(
+        f"policy {policy} is not calibrated: its stated return ranges are the critics' own belief",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
 def print_report(console: Console, report: DriveReport) -> None:
     """The table at the end."""
     trip = report.round_trip_us
     table = Table(show_header=False)
     rows = {
-        "policy": f"{report.policy} {report.policy_version[:12]}",
+        "policy": f"{report.policy} {report.policy_version[:12]}" + ("" if report.calibrated else ", not calibrated"),
         "episodes": str(len(report.episodes)),
         "return (mean)": "-" if report.return_mean is None else f"{report.return_mean:.1f}",
         "ticks": f"{report.ticks} at {report.rate_hz:.1f} Hz",

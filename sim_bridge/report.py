@@ -34,6 +34,8 @@ class DriveReport:
     """Policy that drove."""
     policy_version: str
     """Its version when the run began."""
+    calibrated: bool
+    """Whether its stated ranges were compared with real returns."""
     dropped_records: int
     """Messages that are not in the record."""
     stale_replies: int
@@ -48,6 +50,7 @@ def drive_report(
     statistics: LoopStatistics,
     policy: str,
     policy_version: str,
+    calibrated: bool,
     dropped_records: int,
     stale_replies: int,
     reconnects: int,
@@ -80,6 +83,7 @@ def drive_report(
         guard={"hold_ticks": statistics.hold_ticks, "stops": statistics.stops},
         policy=policy,
         policy_version=policy_version,
+        calibrated=calibrated,
         dropped_records=dropped_records,
         stale_replies=stale_replies,
         reconnects=reconnects,

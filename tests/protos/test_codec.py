@@ -98,27 +98,34 @@ def test_number_beyond_float32_is_refused_by_channel(bad):
         checked_vector([0.0, bad], NAMES)
 
 
-def described():
+def described(**settings):
     return pb.DescribeResponse(
+        observation=channels_to_proto(OBSERVATION),
         action=channels_to_proto(ACTION * 2),
         return_quantile_levels=[0.1, 0.5, 0.9],
         gradient_norm_levels=[0.5],
         sample_count=4,
+        **({"calibrated": True, "observation_gradient": True} | settings),
     )
 
 
 def summary():
-    vector = np.random.default_rng(3).normal(size=10).astype(np.float32)
+    vector = np.random.default_rng(3).normal(size=20).astype(np.float32)
     return Summary(
         return_mean=float(vector[0]),
         return_std=float(vector[1]),
-        return_quantiles=vector[:3],
+        return_quantiles_raw=vector[:3],
+        return_quantiles_corrected=vector[10:13],
         return_cvar=float(vector[3]),
+        return_below_threshold=float(vector[13]),
         gradient_mean=vector[4:6],
         gradient_std=vector[5:7],
         gradient_norm_quantiles=vector[7:8],
         gradient_sign_agreement=vector[6:8],
         gradient_resultant_length=float(vector[9]),
+        critic_disagreement=float(vector[14]),
+        data_distance=float(vector[15]),
+        observation_gradient_mean=vector[16:18],
     )
 
 
@@ -130,7 +137,35 @@ def test_summary_survives_the_wire_exactly():
         np.testing.assert_array_equal(getattr(received, field.name), getattr(sent, field.name), field.name)
 
 
-@pytest.mark.parametrize("field", ["return_quantiles", "gradient_mean", "gradient_norm_quantiles"])
+def test_what_a_policy_does_not_serve_is_none_on_the_other_side_and_nothing_on_the_wire():
+    sent = dataclasses.replace(summary(), return_quantiles_corrected=None, observation_gradient_mean=None)
+    message = summary_to_proto(sent)
+    assert not message.return_quantiles_corrected
+    assert not message.observation_gradient_mean
+    received = summary_from_proto(message, described(calibrated=False, observation_gradient=False))
+    assert received.return_quantiles_corrected is None
+    assert received.observation_gradient_mean is None
+
+
+@pytest.mark.parametrize(
+    ("field", "served"),
+    [("return_quantiles_corrected", "calibrated"), ("observation_gradient_mean", "observation_gradient")],
+)
+def test_what_a_policy_does_not_serve_is_refused_where_it_comes(field, served):
+    with pytest.raises(VectorError, match=f"{field} must have shape .0,., got"):
+        summary_from_proto(summary_to_proto(summary()), described(**{served: False}))
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "return_quantiles_raw",
+        "return_quantiles_corrected",
+        "gradient_mean",
+        "gradient_norm_quantiles",
+        "observation_gradient_mean",
+    ],
+)
 def test_summary_of_wrong_size_is_refused_by_field(field):
     message = summary_to_proto(summary())
     getattr(message, field).append(0.0)

@@ -20,6 +20,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, torch_policy: small_bundle.
     return small_bundle.write(tmp_path_factory.mktemp("bundles") / "reacher", torch_policy)
 
 
+@pytest.fixture(scope="session")
+def uncalibrated(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
+    """Directory of the same policy as one that was not calibrated and gives no gradient by the observation."""
+    return small_bundle.uncalibrated(bundle, tmp_path_factory.mktemp("uncalibrated") / "reacher")
+
+
 @pytest.fixture
 def edited(tmp_path: Path, bundle: Path) -> Path:
     """A copy of the bundle to spoil."""

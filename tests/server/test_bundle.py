@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import shutil
 import zipfile
 
 import numpy as np
@@ -26,9 +27,38 @@ def test_bundle_loads_as_it_was_written(bundle):
     assert loaded.manifest.observation[0].high is None
     assert loaded.files["policy.onnx"] == (bundle / "policy.onnx").read_bytes()
     assert loaded.golden["gradient_samples"].shape == (4, small_bundle.N, small_bundle.A)
+    assert loaded.manifest.calibration.offsets == list(small_bundle.OFFSETS)
+    assert loaded.manifest.calibration.corrected.coverage == [0.49, 0.81]
 
 
-@pytest.mark.parametrize("name", ["actor.onnx", "uncertainty.onnx", "policy.onnx", "golden.npz", "README.md"])
+def test_uncalibrated_bundle_loads_without_corrected_quantiles(uncalibrated):
+    loaded = load_bundle(uncalibrated)
+    assert loaded.manifest.calibration is None
+    assert set(small_bundle.SUMMARY) - set(loaded.golden) == set(small_bundle.OPTIONAL)
+
+
+def test_figure_of_falls_may_be_there(edited):
+    (edited / "warning.svg").write_text("<svg/>")
+    change_manifest(edited, lambda manifest: None)
+    assert load_bundle(edited).files["warning.svg"] == b"<svg/>"
+
+
+@pytest.mark.parametrize("change", ["figure of an uncalibrated policy", "no card"])
+def test_file_set_that_does_not_fit_is_refused_by_name(uncalibrated, tmp_path, change):
+    spoilt = shutil.copytree(uncalibrated, tmp_path / "spoilt")
+    if change == "no card":
+        (spoilt / "card.json").unlink()
+    else:
+        (spoilt / "calibration.svg").write_text("<svg/>")
+    change_manifest(spoilt, lambda manifest: None)
+    with pytest.raises(BundleError, match=r"files must list .* differs in (calibration.svg|card.json); export"):
+        load_bundle(spoilt)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["actor.onnx", "uncertainty.onnx", "policy.onnx", "golden.npz", "README.md", "card.json", "calibration.svg"],
+)
 @pytest.mark.parametrize("damage", ["truncated", "edited", "removed"])
 def test_damaged_file_is_refused_by_name(edited, name, damage):
     content = (edited / name).read_bytes()
@@ -58,8 +88,14 @@ def test_manifest_that_is_not_plain_json_is_refused(edited, text):
 
 def test_newer_format_is_refused_by_name(edited):
     # A newer format may differ in anything, so its number is what must be reported.
-    change_manifest(edited, lambda manifest: manifest.update(format_version=2, future="x", control_period_s=None))
-    with pytest.raises(BundleError, match="format_version 2 is newer than 1"):
+    change_manifest(edited, lambda manifest: manifest.update(format_version=3, future="x", control_period_s=None))
+    with pytest.raises(BundleError, match="format_version 3 is newer than 2"):
+        load_bundle(edited)
+
+
+def test_former_format_is_refused_by_name_with_the_cure(edited):
+    change_manifest(edited, lambda manifest: manifest.update(format_version=1, calibration={}))
+    with pytest.raises(BundleError, match=r"format_version 1 is older than 2, .*; export the run again with the dst-"):
         load_bundle(edited)
 
 
@@ -69,7 +105,7 @@ def test_newer_format_is_refused_by_name(edited):
         (lambda m: m.pop("tolerance"), "tolerance: Field required"),
         (lambda m: m.update(surprise=1), "surprise: Extra inputs"),
         (lambda m: m.update(name="Reacher Arm"), "name: String should match"),
-        (lambda m: m.update(format_version="1"), "format_version: Input should be 1"),
+        (lambda m: m.update(format_version="2"), "format_version: Input should be 2"),
         (lambda m: m.update(control_period_s=0), "control_period_s: Input should be greater than 0"),
         (lambda m: m.update(control_period_s="0.01"), "control_period_s: Input should be a valid number"),
         (lambda m: m["observation"][1].update(name="position"), "names must be unique, repeated: position"),
@@ -78,6 +114,28 @@ def test_newer_format_is_refused_by_name(edited):
         (lambda m: m["uncertainty"].update(return_quantile_levels=[0.5, 0.1]), "levels must increase strictly"),
         (lambda m: m["uncertainty"].update(sample_count=True), "sample_count: Input should be a valid integer"),
         (lambda m: m.update(observation=[]), "observation: List should have at least 1 item"),
+        (lambda m: m["uncertainty"].pop("return_threshold"), "uncertainty.return_threshold: Field required"),
+        (lambda m: m["uncertainty"].update(observation_gradient=1), "observation_gradient: Input should be a valid bo"),
+        (
+            lambda m: m["calibration"]["offsets"].pop(),
+            "offsets must have one number per return quantile level .3., got 2",
+        ),
+        (lambda m: m["calibration"]["raw"]["width"].pop(), r"raw.width must have one number per level \(2\), got 1"),
+        (lambda m: m["calibration"]["corrected"]["coverage"].append(0.9), "corrected.coverage must have one number"),
+        (lambda m: m["calibration"]["raw"].update(coverage=[0.5, 1.1]), "raw.coverage.1: Input should be less than or"),
+        (lambda m: m["calibration"]["raw"].update(coverage_low=[0.5, 0.5]), "coverage_low 0.5 must not lie above"),
+        (lambda m: m["calibration"].update(levels=[0.8, 0.5]), "levels must increase strictly"),
+        (lambda m: m["calibration"].update(first_test_seed=1039), "from seed 1039 must be others than those from seed"),
+        (
+            lambda m: m["calibration"].update(data_distance_threshold=-1.0),
+            "data_distance_threshold: Input should be gr",
+        ),
+        (
+            lambda m: m["calibration"].update(critic_disagreement_threshold=None),
+            "threshold: Input should be a valid num",
+        ),
+        (lambda m: m["calibration"].update(false_alarm_rate=0), "false_alarm_rate: Input should be greater than 0"),
+        (lambda m: m["calibration"].update(surprise=1), "calibration.surprise: Extra inputs"),
     ],
 )
 def test_manifest_with_a_faulty_field_is_refused_by_field(edited, change, message):
@@ -135,6 +193,7 @@ def rewrite_golden(path, arrays):
     ("change", "message"),
     [
         (lambda a: a.pop("return_cvar"), "it differs in return_cvar"),
+        (lambda a: a.pop("return_quantiles_corrected"), "it differs in return_quantiles_corrected"),
         (lambda a: a.update(action=a["action"][:, :1]), r"action must be float32 \(4, 2\), got float32 \(4, 1\)"),
         (lambda a: a.update(action=a["action"].astype(np.float64)), "action must be float32"),
         (lambda a: a.update(return_mean=np.full(4, np.nan, np.float32)), "return_mean must be finite"),

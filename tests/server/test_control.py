@@ -35,7 +35,7 @@ def test_each_observation_is_answered_with_its_tick_and_times(running, loaded):
             assert answer.queue_ns >= 0
             assert answer.received_ns + answer.queue_ns + answer.inference_ns <= answer.replied_ns
             assert answer.policy_version == loaded.manifest.version
-            assert len(answer.decision.summary.return_quantiles) == 3
+            assert len(answer.decision.summary.return_quantiles_raw) == 3
             assert not answer.decision.HasField("samples")
 
 

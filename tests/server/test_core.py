@@ -1,10 +1,12 @@
 import asyncio
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
 from server import core as core_module
+from server.bundle import load_bundle
 from server.core import Core, ServedPolicy
 from server.errors import (
     BundleError,
@@ -82,12 +84,23 @@ def test_decision_is_the_same_on_the_event_loop_and_in_a_thread(runtime, inline_
     observation = policy.checked_observation([0.1, -0.2, 0.3])
     decision = asyncio.run(policy.decide(observation, Detail.SAMPLES, received_ns=0))
     assert policy.inline == (inline_below_s > 0)
-    outputs = runtime.infer(observation[None], Detail.SAMPLES)
-    np.testing.assert_array_equal(decision.action, outputs[0][0])
-    np.testing.assert_array_equal(decision.summary.return_quantiles, outputs[3][0])
-    assert decision.summary.gradient_resultant_length == outputs[9][0]
-    np.testing.assert_array_equal(decision.samples.action_gradients, outputs[11][0])
+    values = runtime.infer(observation[None], Detail.SAMPLES)
+    outputs = {name: value[0] for name, value in zip(runtime.outputs[Detail.SAMPLES], values, strict=True)}
+    np.testing.assert_array_equal(decision.action, outputs.pop("action"))
+    np.testing.assert_array_equal(decision.samples.returns, outputs.pop("return_samples"))
+    np.testing.assert_array_equal(decision.samples.action_gradients, outputs.pop("gradient_samples"))
+    assert dataclasses.asdict(decision.summary).keys() == outputs.keys()
+    for name, value in outputs.items():
+        np.testing.assert_array_equal(getattr(decision.summary, name), value, err_msg=name)
     policy.close()
+
+
+def test_what_an_uncalibrated_policy_does_not_know_is_none(uncalibrated):
+    policy = ServedPolicy(Runtime(load_bundle(uncalibrated), "cpu"))
+    observation = policy.checked_observation([0.0, 0.0, 0.0])
+    summary = asyncio.run(policy.decide(observation, Detail.SUMMARY, received_ns=0)).summary
+    missing = {name for name, value in dataclasses.asdict(summary).items() if value is None}
+    assert missing == {"return_quantiles_corrected", "observation_gradient_mean"}
 
 
 def test_summary_and_samples_are_absent_unless_asked(policy):

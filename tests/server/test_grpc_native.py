@@ -7,6 +7,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from protos import policy_pb2 as pb
 from protos.codec import contract_fingerprint, summary_from_proto
 from server import core as core_module
+from server.bundle import load_bundle
 from server.core import Core, ServedPolicy
 from server.runtime import Detail, Runtime
 from tests.server import small_bundle
@@ -37,22 +38,49 @@ def test_describe_states_the_whole_contract(running, loaded):
     assert list(described.return_quantile_levels) == list(small_bundle.LEVELS)
     assert described.sample_count == small_bundle.N
     assert described.execution_provider == "CPUExecutionProvider"
-    assert not described.calibrated
+    assert described.return_threshold == small_bundle.THRESHOLD
+    assert described.calibrated
+    assert described.observation_gradient
+    assert list(described.calibration.interval_levels) == [0.5, 0.8]
+    assert list(described.calibration.raw_coverage) == [0.31, 0.62]
+    assert list(described.calibration.corrected_coverage) == [0.49, 0.81]
+    assert described.calibration.false_alarm_rate == 0.01
+    assert described.calibration.critic_disagreement_threshold == 5.0
+    assert described.calibration.data_distance_threshold == 4.0
+    assert described.calibration.test_episodes == 30
     assert described.contract == contract_fingerprint(described.observation, described.action, 0.01)
 
 
 def test_act_gives_what_the_policy_gives(running, loaded):
     response = act(running, policy="reacher", detail=pb.DETAIL_SAMPLES)
     runtime = Runtime(loaded, "cpu")
-    outputs = runtime.infer(np.float32([OBSERVATION]), Detail.SAMPLES)
-    assert list(response.decision.action) == outputs[0][0].tolist()
+    values = runtime.infer(np.float32([OBSERVATION]), Detail.SAMPLES)
+    outputs = {name: value[0] for name, value in zip(runtime.outputs[Detail.SAMPLES], values, strict=True)}
     described = running.stub.Describe(pb.DescribeRequest(), timeout=PATIENCE_S)
+    assert list(response.decision.action) == outputs.pop("action").tolist()
+    assert list(response.decision.samples.returns) == outputs.pop("return_samples").tolist()
+    assert list(response.decision.samples.action_gradients) == outputs.pop("gradient_samples").ravel().tolist()
     summary = summary_from_proto(response.decision.summary, described)
-    np.testing.assert_array_equal(summary.gradient_sign_agreement, outputs[8][0])
-    assert list(response.decision.samples.returns) == outputs[10][0].tolist()
-    assert list(response.decision.samples.action_gradients) == outputs[11][0].ravel().tolist()
+    for name, value in outputs.items():
+        np.testing.assert_array_equal(getattr(summary, name), value, err_msg=name)
     assert response.policy_version == loaded.manifest.version
     assert response.inference_ns > 0
+
+
+def test_uncalibrated_policy_is_described_and_answers_as_such(uncalibrated):
+    with Running.of(load_bundle(uncalibrated)) as running:
+        described = running.stub.Describe(pb.DescribeRequest(), timeout=PATIENCE_S)
+        assert not described.calibrated
+        assert not described.observation_gradient
+        assert not described.HasField("calibration")
+        summary = summary_from_proto(act(running).decision.summary, described)
+        assert summary.return_quantiles_corrected is None
+        reply = running.client.get("/v1/policies/reacher").json()
+        assert (reply["calibrated"], reply["calibration"]) == (False, None)
+        posted = running.client.post("/v1/policies/reacher/act", json={"observation": OBSERVATION}).json()["summary"]
+        assert posted["return_quantiles_corrected"] is None
+        assert posted["observation_gradient_mean"] is None
+        assert len(posted["return_quantiles_raw"]) == len(small_bundle.LEVELS)
 
 
 def test_act_carries_only_the_detail_asked_for(running):

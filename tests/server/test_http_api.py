@@ -24,11 +24,13 @@ def act(running, content, **options):
 
 def test_act_gives_what_the_policy_gives(running, loaded):
     reply = act(running, OBSERVATION, detail="samples").json()
-    outputs = Runtime(loaded, "cpu").infer(np.float32([OBSERVATION]), Detail.SAMPLES)
-    assert reply["action"] == outputs[0][0].tolist()
-    assert reply["summary"]["return_quantiles"] == outputs[3][0].tolist()
-    assert reply["summary"]["return_cvar"] == outputs[4][0]
-    assert reply["samples"]["action_gradients"] == outputs[11][0].tolist()
+    runtime = Runtime(loaded, "cpu")
+    values = runtime.infer(np.float32([OBSERVATION]), Detail.SAMPLES)
+    outputs = {name: value[0].tolist() for name, value in zip(runtime.outputs[Detail.SAMPLES], values, strict=True)}
+    assert reply["action"] == outputs.pop("action")
+    assert reply["samples"]["returns"] == outputs.pop("return_samples")
+    assert reply["samples"]["action_gradients"] == outputs.pop("gradient_samples")
+    assert reply["summary"] == outputs
     assert reply["policy_version"] == loaded.manifest.version
     assert reply["inference_ms"] > 0
 

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import json
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 
 from protos import policy_pb2 as pb
 from server import live as live_module
+from server.bundle import load_bundle
 from server.core import Core, ServedPolicy
 from server.errors import OverloadedError
 from server.live import HISTORY_S, Live
@@ -65,12 +67,18 @@ def test_history_holds_what_was_decided(live, policy, clock):
     (sample,) = robot["samples"]
     assert (sample["tick"], sample["t"], sample["guard"], sample["round_trip_ms"]) == (7, 0.5, "HOLD", 1.5)
     np.testing.assert_allclose(sample["action"], decision.action, rtol=1e-5)
-    for name in ("return_mean", "return_quantiles", "return_cvar", "gradient_std", "gradient_resultant_length"):
-        np.testing.assert_allclose(sample[name], getattr(decision.summary, name), rtol=1e-5, err_msg=name)
+    shown = dataclasses.asdict(decision.summary)
+    np.testing.assert_allclose(robot["observation_gradient_mean"], shown.pop("observation_gradient_mean"), rtol=1e-5)
+    for name, value in shown.items():
+        np.testing.assert_allclose(sample[name], value, rtol=1e-5, err_msg=name)
     assert (robot["guard"], robot["guard_reason"], robot["late_ticks"], robot["ticks"]) == ("HOLD", "late", 3, 1)
     (described,) = event["server"]["policies"]
     assert described["action"] == list(small_bundle.ACTION)
     assert described["return_quantile_levels"] == list(small_bundle.LEVELS)
+    assert described["return_threshold"] == small_bundle.THRESHOLD
+    assert described["calibration"]["corrected_coverage"] == [0.49, 0.81]
+    assert described["calibration"]["data_distance_threshold"] == 4.0
+    assert (described["observation"], described["observation_std"]) == (list(small_bundle.OBSERVATION), [1.0] * 3)
 
 
 def test_what_was_not_asked_for_is_null(live, policy, clock):
@@ -81,6 +89,22 @@ def test_what_was_not_asked_for_is_null(live, policy, clock):
     assert sample["return_mean"] is None
     assert sample["gradient_mean"] == [None, None]
     assert sample["round_trip_ms"] is None
+
+
+def test_uncalibrated_policy_shows_no_corrected_quantiles(uncalibrated, clock):
+    policy = ServedPolicy(Runtime(load_bundle(uncalibrated), "cpu"))
+    live = Live(Core([policy]), clock=clock, event_period_s=0.0)
+    session = live.open(session="arm-1", robot="arm", policy=policy)
+    decision = tick(session, policy, 0, clock)
+    (event,) = events(live, 1)
+    (described,) = event["server"]["policies"]
+    assert (described["calibrated"], described["calibration"]) == (False, None)
+    (robot,) = event["robots"]
+    assert robot["observation_gradient_mean"] is None
+    (sample,) = robot["samples"]
+    assert sample["return_quantiles_corrected"] == []
+    np.testing.assert_allclose(sample["return_quantiles_raw"], decision.summary.return_quantiles_raw, rtol=1e-5)
+    assert sample["data_distance"] == pytest.approx(decision.summary.data_distance, rel=1e-5)
 
 
 def test_each_viewer_gets_each_tick_once(live, policy, clock):

@@ -5,9 +5,9 @@ import onnx
 import pytest
 import torch
 
-from server.bundle import SUMMARY_OUTPUTS, load_bundle
-from server.errors import BundleError, InferenceError, ProviderError
-from server.runtime import CPU, OUTPUTS, Detail, Runtime
+from server.bundle import load_bundle
+from server.errors import BundleError, InferenceError, InvalidInputError, ProviderError
+from server.runtime import CPU, Detail, Runtime
 from tests.server import small_bundle
 
 
@@ -29,14 +29,69 @@ def test_served_outputs_are_those_of_the_torch_modules(runtime, torch_policy, ba
     with torch.no_grad():
         expected = dict(zip(("action", *small_bundle.SUMMARY), torch_policy(observations), strict=True))
     served = runtime.infer(observations.numpy(), Detail.SAMPLES)
-    for name, output in zip(OUTPUTS[Detail.SAMPLES], served, strict=True):
+    for name, output in zip(runtime.outputs[Detail.SAMPLES], served, strict=True):
         np.testing.assert_allclose(output, expected[name].numpy(), rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(("rows", "count"), [(1, 1), (1, 7), (3, 5)])
+def test_law_of_each_candidate_is_the_one_computed_alone(runtime, torch_policy, rows, count):
+    random = np.random.default_rng(rows + count)
+    observations = random.normal(size=(rows, small_bundle.S)).astype(np.float32)
+    candidates = random.uniform(-0.4, 0.4, size=(rows, count, small_bundle.A)).astype(np.float32)
+    assessed = runtime.assess(observations, candidates)
+    assert tuple(assessed) == small_bundle.SUMMARY
+    for row, column in np.ndindex(rows, count):
+        alone = torch.from_numpy(candidates[row, column])[None, None]
+        with torch.no_grad():
+            expected = torch_policy.critic(torch.from_numpy(observations[row])[None], alone)
+        for name, value in zip(small_bundle.SUMMARY, expected, strict=True):
+            np.testing.assert_allclose(assessed[name][row, column], value[0, 0], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("bad", "shown"), [(0.4001, "0.4001"), (-7.0, "-7.0"), (np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf")]
+)
+def test_candidate_outside_its_limits_is_refused_by_row_and_channel(runtime, bad, shown):
+    candidates = np.zeros((2, 3, small_bundle.A), np.float32)
+    candidates[1, 2, 1] = bad
+    with pytest.raises(
+        InvalidInputError, match=rf"candidate 2 of row 1 has {shown} for 'elbow' at index 1, outside \[-0.4"
+    ):
+        runtime.assess(np.zeros((2, small_bundle.S), np.float32), candidates)
+
+
+def test_candidate_at_its_limits_is_assessed(runtime):
+    limits = np.float32([[small_bundle.LOW, small_bundle.HIGH]])
+    assert runtime.assess(np.zeros((1, small_bundle.S), np.float32), limits)["return_mean"].shape == (1, 2)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (1, 3, 2), (2, 3, 3), (2, 0, 2)])
+def test_candidates_of_another_shape_are_refused(runtime, shape):
+    with pytest.raises(InvalidInputError, match=r"shape \(2, candidates, 2\) with at least one candidate, got"):
+        runtime.assess(np.zeros((2, small_bundle.S), np.float32), np.zeros(shape, np.float32))
+
+
+def test_uncalibrated_policy_serves_the_same_raw_law_and_no_corrected_one(runtime, uncalibrated):
+    plain = Runtime(load_bundle(uncalibrated), "cpu")
+    observations = np.zeros((2, small_bundle.S), np.float32)
+    both = dict(zip(runtime.outputs[Detail.SAMPLES], runtime.infer(observations, Detail.SAMPLES), strict=True))
+    served = dict(zip(plain.outputs[Detail.SAMPLES], plain.infer(observations, Detail.SAMPLES), strict=True))
+    assert set(both) - set(served) == set(small_bundle.OPTIONAL)
+    for name, value in served.items():
+        np.testing.assert_array_equal(value, both[name], err_msg=name)
 
 
 def test_detail_says_what_is_computed(runtime):
     observations = np.zeros((2, small_bundle.S), np.float32)
     by_detail = {detail: runtime.infer(observations, detail) for detail in Detail}
-    assert [len(by_detail[detail]) for detail in Detail] == [1, 1 + len(SUMMARY_OUTPUTS), 3 + len(SUMMARY_OUTPUTS)]
+    everything = ("action", *small_bundle.SUMMARY)
+    assert runtime.outputs == {
+        Detail.NONE: ("action",),
+        Detail.SUMMARY: tuple(name for name in everything if not name.endswith("_samples")),
+        Detail.SAMPLES: everything,
+    }
+    for detail, outputs in by_detail.items():
+        assert len(outputs) == len(runtime.outputs[detail])
     for outputs in by_detail.values():
         np.testing.assert_allclose(outputs[0], by_detail[Detail.NONE][0], rtol=1e-6)
 
@@ -84,14 +139,22 @@ def test_graph_with_a_baked_in_batch_size_is_refused(edited):
     model = onnx.load(edited / "policy.onnx")
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
     onnx.save(model, edited / "policy.onnx")
-    with pytest.raises(BundleError, match=r"input 'observation' must be float32 with a dynamic batch axis"):
+    with pytest.raises(BundleError, match=r"input 'observation' must be float32 of shape \(batch, 3\), named axes dyn"):
+        Runtime(reseal(edited), "cpu")
+
+
+def test_graph_with_a_baked_in_number_of_candidates_is_refused(edited):
+    model = onnx.load(edited / "uncertainty.onnx")
+    model.graph.input[1].type.tensor_type.shape.dim[1].dim_value = 3
+    onnx.save(model, edited / "uncertainty.onnx")
+    with pytest.raises(BundleError, match=r"uncertainty.onnx: input 'action' must be .* \(batch, candidates, 2\)"):
         Runtime(reseal(edited), "cpu")
 
 
 def test_graph_of_another_size_than_the_manifest_is_refused(edited):
     bundle = reseal(edited)
     manifest = bundle.manifest.model_copy(update={"observation": bundle.manifest.observation[:2]})
-    with pytest.raises(BundleError, match=r"observation.* shape \(batch, 2\), got tensor\(float\)"):
+    with pytest.raises(BundleError, match=r"observation.* shape \(batch, 2\), .* got tensor\(float\)"):
         Runtime(type(bundle)(path=bundle.path, manifest=manifest, files=bundle.files, golden=bundle.golden), "cpu")
 
 
@@ -134,7 +197,7 @@ def test_output_that_is_not_finite_is_never_served(edited):
     assert keep.any()
     np.savez(edited / "golden.npz", **{name: array[keep] for name, array in arrays.items()})
     runtime = Runtime(reseal(edited), "cpu")
-    assert len(runtime.infer(np.float32([[0.0, 0.0, 0.0]]), Detail.SUMMARY)) == 10
+    assert len(runtime.infer(np.float32([[0.0, 0.0, 0.0]]), Detail.SUMMARY)) == len(runtime.outputs[Detail.SUMMARY])
     with pytest.raises(InferenceError, match="gave a return_mean that is not finite"):
         runtime.infer(np.float32([[-2.0, 0.0, 0.0]]), Detail.SUMMARY)
 

@@ -76,6 +76,19 @@ def test_drive_does_to_the_task_exactly_what_the_policy_decides(server, tmp_path
     assert "episode 2/2  seed 12" in text
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_uncalibrated_policy_is_marked_on_terminal_and_in_report_and_record(server, tmp_path, calibrated):
+    server.policy.description.calibrated = calibrated
+    server.policy.description.return_quantile_levels.extend([0.1, 0.9])
+    path, report = tmp_path / "run.mcap", tmp_path / "report.json"
+    code, text = run(server, record=path, report=report)
+    assert code == 0
+    assert ("policy scripted is not calibrated: its stated return ranges" in text) is not calibrated
+    assert ("v1, not calibrated" in text) is not calibrated
+    assert json.loads(report.read_text())["calibrated"] is calibrated
+    assert next(read_record(path)).description == server.policy.description
+
+
 def test_record_of_a_run_replays_exactly_and_shows_where_another_policy_differs(server, tmp_path, capsys, monkeypatch):
     path = tmp_path / "run.mcap"
     assert run(server, record=path, detail="none", name="left arm")[0] == 0
