@@ -11,13 +11,20 @@ from sim_bridge.errors import TaskError
 from sim_bridge.tasks.perturbations import Environment, box, perturb
 
 
-def make_task(environment_id: str, *, perturbations: Sequence[str] = (), render_mode: str | None = None) -> Environment:
+def make_task(
+    environment_id: str,
+    *,
+    perturbations: Sequence[str] = (),
+    render_mode: str | None = None,
+    time_limit: bool = True,
+) -> Environment:
     """Build a task with flat Box observations (S,) and bounded flat Box actions (A,).
 
     Args:
         environment_id: a registered Gymnasium id with its version, for instance `InvertedPendulum-v5`.
         perturbations: `name=scale` texts, see `sim_bridge.tasks.perturbations`.
         render_mode: passed to Gymnasium.
+        time_limit: False for episodes that only a terminal state ends, whatever limit the task is registered with.
 
     Raises:
         TaskError: if the id is unknown, its package is missing, a space does not fit, or a perturbation is invalid.
@@ -26,8 +33,10 @@ def make_task(environment_id: str, *, perturbations: Sequence[str] = (), render_
     if ":" not in environment_id and name not in gymnasium.registry:
         raise TaskError(f"environment must be a registered Gymnasium id, got {environment_id!r}; {_suggestion(name)}")
     try:
-        rendering: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-        env: Environment = gymnasium.make(environment_id, **rendering)
+        choices: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
+        if not time_limit:
+            choices["max_episode_steps"] = -1  # Gymnasium's word for none
+        env: Environment = gymnasium.make(environment_id, **choices)
     except (gymnasium.error.Error, ImportError) as error:
         raise TaskError(f"environment {environment_id!r} cannot be built: {error}") from error
     try:

@@ -1,0 +1,127 @@
+"""Thresholds and warnings: areas against a double loop, alarm rates against what was asked."""
+
+import numpy as np
+import pytest
+from scipy.stats import mannwhitneyu
+
+from dst_core.calibration.thresholds import require_false_alarm_rate, threshold
+from dst_core.calibration.warning import LEAST_FALLS, auc, roc_curve, warnings
+from dst_core.errors import CalibrationError
+
+
+def test_area_is_that_of_a_double_loop_with_ties_as_half() -> None:
+    rng = np.random.default_rng(0)
+    signal, falling = rng.integers(0, 6, 80).astype(float), rng.random(80) < 0.3
+    signal[falling] += 1
+    won = [
+        1.0 if before > other else 0.5 if before == other else 0.0
+        for before in signal[falling]
+        for other in signal[~falling]
+    ]
+    assert auc(signal, falling) == pytest.approx(np.mean(won))
+    ranks = mannwhitneyu(signal[falling], signal[~falling]).statistic
+    assert auc(signal, falling) == pytest.approx(ranks / (falling.sum() * (~falling).sum()))
+    assert auc(-signal, falling) == pytest.approx(1 - np.mean(won))
+
+
+def test_curve_is_the_shares_at_or_above_every_mark() -> None:
+    rng = np.random.default_rng(1)
+    signal, falling = rng.integers(0, 5, 60).astype(float), rng.random(60) < 0.4
+    marks = sorted(set(signal), reverse=True)
+    place = np.array([marks.index(value) for value in signal])
+    false_alarms, warned = roc_curve(place, falling, np.ones(60))
+    np.testing.assert_allclose(false_alarms, [0, *((signal[~falling] >= mark).mean() for mark in marks)])
+    np.testing.assert_allclose(warned, [0, *((signal[falling] >= mark).mean() for mark in marks)])
+
+
+def test_tick_that_counts_twice_counts_like_two() -> None:
+    rng = np.random.default_rng(2)
+    place, falling = rng.integers(0, 5, 40), rng.random(40) < 0.5
+    weight = rng.integers(0, 3, 40)
+    twice = np.repeat(np.arange(40), weight)
+    weighted, repeated = roc_curve(place, falling, weight), roc_curve(place[twice], falling[twice], np.ones(len(twice)))
+    size = len(repeated[0])
+    for one, other in zip(weighted, repeated, strict=True):
+        np.testing.assert_allclose(one[:size], other)
+
+
+def episodes(falls: int, others: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ten ticks each; those that fall are within the horizon for the last three."""
+    episode = np.repeat(np.arange(falls + others), 10)
+    return episode, (episode < falls) & (np.arange(len(episode)) % 10 >= 7)
+
+
+def test_signals_are_told_apart_with_intervals_and_a_curve_from_corner_to_corner() -> None:
+    rng = np.random.default_rng(3)
+    episode, falling = episodes(30, 30)
+    noise = rng.standard_normal(len(episode))
+    found, reason = warnings({"good": falling + 0.2 * noise, "none": noise, "constant": 0 * noise}, falling, episode)
+    assert reason is None
+    good, none, constant = found
+    assert [signal.signal for signal in found] == ["good", "none", "constant"]
+    assert good.auc.value > 0.99
+    assert good.auc.value == pytest.approx(auc(falling + 0.2 * noise, falling))
+    assert none.auc.low < 0.5 < none.auc.high
+    assert 0 < none.auc.high - none.auc.low < 0.4
+    assert (constant.auc.value, constant.auc.low, constant.auc.high) == (0.5, 0.5, 0.5)
+    for signal in found:
+        assert (signal.false_alarms[0], signal.warned[0]) == (0, 0)
+        assert (signal.false_alarms[-1], signal.warned[-1]) == (1, 1)
+        assert (np.diff(signal.false_alarms) >= 0).all()
+        assert (np.diff(signal.warned) >= 0).all()
+    assert 20 <= len(none.false_alarms) <= 60
+
+
+def test_interval_is_over_episodes_and_not_over_ticks() -> None:
+    """Ticks that repeat within their episode say nothing new."""
+    rng = np.random.default_rng(4)
+    episode, falling = episodes(12, 12)
+    signal = rng.standard_normal(24)[episode]
+    (once,), _ = warnings({"signal": signal}, falling, episode)
+    again = np.tile(np.arange(len(episode)), 5)
+    again = again[np.argsort(episode[again], kind="stable")]
+    (repeated,), _ = warnings({"signal": signal[again]}, falling[again], episode[again])
+    assert repeated.auc.value == pytest.approx(once.auc.value)
+    assert repeated.auc.low == pytest.approx(once.auc.low)
+
+
+def test_without_enough_falls_or_without_other_ticks_nothing_is_said() -> None:
+    episode, falling = episodes(LEAST_FALLS - 1, 20)
+    found, reason = warnings({"signal": episode.astype(float)}, falling, episode)
+    assert found == ()
+    assert reason == "9 of 29 test episodes have a tick before a fall, at least 10 must"
+    episode, _ = episodes(20, 0)
+    found, reason = warnings({"signal": episode.astype(float)}, np.ones(200, bool), episode)
+    assert found == ()
+    assert reason is not None
+    assert "every tick is within the horizon" in reason
+
+
+def test_threshold_is_exceeded_as_rarely_as_asked_on_average() -> None:
+    rng = np.random.default_rng(5)
+
+    def signals(count: int) -> tuple[np.ndarray, np.ndarray]:
+        level = rng.exponential(size=count)
+        episode = np.repeat(np.arange(count), np.where(level > 1, 2, 20))
+        return level[episode] + 0.01 * rng.random(len(episode)), episode
+
+    test_signal, test_episode = signals(1000)
+    rates = []
+    for _ in range(60):
+        signal, episode = signals(99)
+        found = threshold(signal, episode, rate=0.05, test_signal=test_signal, test_episode=test_episode)
+        rates.append(found.alarm_rate.value)
+        assert found.alarm_rate.low <= found.alarm_rate.value <= found.alarm_rate.high
+    assert 0.03 < np.mean(rates) <= 0.05
+
+
+def test_signal_that_never_varies_never_alarms() -> None:
+    episode = np.repeat(np.arange(99), 3)
+    found = threshold(np.zeros(297), episode, rate=0.01, test_signal=np.zeros(297), test_episode=episode)
+    assert (found.value, found.alarm_rate.value) == (0, 0)
+
+
+def test_rate_too_rare_for_the_episodes_is_refused() -> None:
+    require_false_alarm_rate(0.01, 99)
+    with pytest.raises(CalibrationError, match=r"98 calibration episodes are too few.*at least 99"):
+        require_false_alarm_rate(0.01, 98)
