@@ -126,7 +126,7 @@ def test_difference_within_the_tolerance_is_served(edited):
 
 
 def nudge_output(model, output, offset):
-    """Adds a constant to one output of a graph."""
+    """Adds a constant to one output of a graph, and to nothing that is computed from it."""
     for node in model.graph.node:
         node.output[:] = [f"{output}_before" if name == output else name for name in node.output]
         node.input[:] = [f"{output}_before" if name == output else name for name in node.input]
