@@ -10,6 +10,9 @@ from dst_core.mmd import Estimator, Kernel, cross_fitted_sliced_mmd2, max_sliced
 
 Distance = Literal["mmd", "max-sliced-mmd"]
 
+DIFFERENCES_AT_ONCE = 1 << 20
+"""Numbers in the pairwise differences of some rows; larger arrays leave the processor's cache and cost several times as much per pair."""
+
 
 class JointScale(nn.Module):
     """Running standard deviation of each column of the target, so that return and gradients weigh alike in the distance."""
@@ -65,13 +68,24 @@ def sobolev_loss(
     weight[0] = 1.0
     unit = weight / std
     x, y = joint * unit, target * unit
-    if distance == "mmd":
-        discrepancy = mmd2(x, y, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
-    elif estimator == "unbiased":
-        discrepancy = cross_fitted_sliced_mmd2(x, y, bandwidth=bandwidth, kernel=kernel)
-    else:
-        discrepancy = max_sliced_mmd2(x, y, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
-    return discrepancy.mean(-1).sum()
+
+    def discrepancy(x: Tensor, y: Tensor) -> Tensor:
+        if distance == "mmd":
+            return mmd2(x, y, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
+        if estimator == "unbiased":
+            return cross_fitted_sliced_mmd2(x, y, bandwidth=bandwidth, kernel=kernel)
+        return max_sliced_mmd2(x, y, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
+
+    rows = _rows_at_once(x, y, columns=x.shape[-1] if distance == "mmd" else 1)
+    parts = [discrepancy(*some) for some in zip(torch.split(x, rows, 1), torch.split(y, rows), strict=True)]
+    return torch.cat(parts, -1).mean(-1).sum()
+
+
+def _rows_at_once(x: Tensor, y: Tensor, *, columns: int) -> int:
+    """Rows whose pairwise differences fit `DIFFERENCES_AT_ONCE`; all of them in compiled code, which never holds the differences."""
+    if torch.compiler.is_compiling():
+        return len(y)
+    return max(1, DIFFERENCES_AT_ONCE // (x.shape[0] * x.shape[2] * max(x.shape[2], y.shape[1]) * columns))
 
 
 def _columns(samples: JointSamples, blocks: tuple[str, ...]) -> Tensor:

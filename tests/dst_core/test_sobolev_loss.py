@@ -145,3 +145,23 @@ def test_joint_scale_of_a_constant_column_stays_above_its_floor() -> None:
     scale = JointScale(2, floor=1e-3)
     scale.update(torch.ones(4, 5, 2))
     assert scale.std.tolist() == pytest.approx([1e-3, 1e-3])
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_loss_and_its_gradient_do_not_depend_on_how_many_rows_are_compared_at_once(
+    distance: Distance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    goal = target(torch.Generator().manual_seed(1), ("action",))
+    losses, slopes = [], []
+    columns = 1 + A if distance == "mmd" else 1
+    for numbers in (1, 3 * E * N * K * columns, 1 << 20):  # one row, three rows with one left over, all
+        monkeypatch.setattr("dst_core.sobolev_loss.DIFFERENCES_AT_ONCE", numbers)
+        samples = predicted(torch.Generator().manual_seed(0))
+        samples.returns.requires_grad_()
+        std = torch.ones(goal.shape[-1], dtype=torch.float64)
+        loss = sobolev_loss(samples, goal, std=std, gradient_weight=1.0, distance=distance, bandwidth=BANDWIDTH)
+        losses.append(loss.detach())
+        slopes.append(torch.autograd.grad(loss, samples.returns)[0])
+    for loss, slope in zip(losses, slopes, strict=True):
+        assert torch.allclose(loss, losses[-1], rtol=1e-12, atol=0)
+        assert torch.allclose(slope, slopes[-1], rtol=1e-10, atol=1e-14)
