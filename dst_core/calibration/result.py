@@ -4,9 +4,11 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from dst_core.checkpoint import write_json
 from dst_core.errors import CalibrationError
 
 CALIBRATION_FILE = "calibration.json"
@@ -175,7 +177,35 @@ class Calibration:
 
     def to_json(self) -> str:
         """Everything, with the version of this format."""
-        return json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}, indent=2, allow_nan=False)
+        return json.dumps(self._plain(), indent=2, allow_nan=False)
+
+    def write(self, run: Path) -> None:
+        """Write `calibration.json` into the directory of a run.
+
+        Raises:
+            TrainingError: if it cannot be written; what was there is then unchanged.
+        """
+        write_json(run / CALIBRATION_FILE, self._plain())
+
+    @classmethod
+    def read(cls, run: Path) -> "Calibration | None":
+        """What `write` left in the directory of a run, if anything.
+
+        Raises:
+            CalibrationError: if it cannot be read, is of another version or was edited.
+        """
+        try:
+            text = (run / CALIBRATION_FILE).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise CalibrationError(
+                f"{run / CALIBRATION_FILE} cannot be read ({error}); calibrate again with dst-calibrate"
+            ) from error
+        return cls.from_json(text)
+
+    def _plain(self) -> dict[str, Any]:
+        return {"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}
 
     @classmethod
     def from_json(cls, text: str) -> "Calibration":

@@ -1,9 +1,10 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
-from dst_core.calibration.result import FORMAT_VERSION, Calibration, CalibrationConfig
+from dst_core.calibration.result import CALIBRATION_FILE, FORMAT_VERSION, Calibration, CalibrationConfig
 from dst_core.errors import CalibrationError
 from tests.dst_core.calibration.results import made_up_calibration
 
@@ -12,6 +13,15 @@ from tests.dst_core.calibration.results import made_up_calibration
 def test_calibration_survives_its_json(changes: dict[str, object]) -> None:
     calibration = dataclasses.replace(made_up_calibration(), **changes)
     assert Calibration.from_json(calibration.to_json()) == calibration
+
+
+def test_calibration_is_kept_in_the_directory_of_its_run(tmp_path: Path) -> None:
+    assert Calibration.read(tmp_path) is None
+    made_up_calibration().write(tmp_path)
+    assert Calibration.read(tmp_path) == made_up_calibration()
+    (tmp_path / CALIBRATION_FILE).write_bytes(b"\xff")
+    with pytest.raises(CalibrationError, match="cannot be read"):
+        Calibration.read(tmp_path)
 
 
 def test_calibration_of_another_version_is_refused() -> None:
