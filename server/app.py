@@ -149,7 +149,7 @@ def _announce(server: PolicyServer) -> None:
         if policy.manifest.calibration is None:
             logger.warning(
                 "policy %s is not calibrated: its stated ranges are the critics' own belief; "
-                "run dst-calibrate and export it again to serve ranges that were compared with real returns",
+                "export the run again without --uncalibrated to serve ranges that were compared with real returns",
                 name,
             )
     for option, address in (("--grpc", server.grpc_address), ("--http", server.http_address)):

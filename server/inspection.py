@@ -140,7 +140,7 @@ def show(console: Console, shown: Mapping[str, Any], manifest: Manifest) -> None
 def _show_calibration(console: Console, calibration: Calibration | None) -> None:
     if calibration is None:
         console.print(
-            "not calibrated: the stated ranges are the critics' own belief; run dst-calibrate and export the run again",
+            "not calibrated: the stated ranges are the critics' own belief; export the run again without --uncalibrated",
             style="yellow",
         )
         return

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 S, A, N, HIDDEN = 3, 2, 16, 8
 OBSERVATION = ("position", "velocity", "temperature")
+OBSERVATION_STD = (1.0, 2.0, 0.5)
 ACTION = ("shoulder", "elbow")
 LOW, HIGH = (-1.0, -0.4), (1.0, 0.4)
 LEVELS = (0.1, 0.5, 0.9)
@@ -189,7 +190,7 @@ def write(path: Path, policy: Policy, *, name: str = "reacher") -> Path:
             for name, low, high in zip(ACTION, LOW, HIGH, strict=True)
         ],
         "control_period_s": 0.01,
-        "normalisation": {"observation_mean": [0.0] * S, "observation_std": [1.0] * S},
+        "normalisation": {"observation_mean": [0.0] * S, "observation_std": list(OBSERVATION_STD)},
         "observed_range": {"low": [-3.0] * S, "high": [3.0] * S},
         "uncertainty": {
             "discount": 0.99,

@@ -96,7 +96,9 @@ def test_start_names_policy_version_and_provider(bundle, loaded):
 def test_start_with_an_uncalibrated_policy_says_so(uncalibrated):
     with Process(uncalibrated, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0") as server:
         server.stop()
-        assert "policy reacher is not calibrated: its stated ranges are the critics' own belief; run" in server.stderr
+        assert (
+            "policy reacher is not calibrated: its stated ranges are the critics' own belief; export" in server.stderr
+        )
 
 
 def test_unix_socket_is_served_and_not_taken_over(bundle, tmp_path):

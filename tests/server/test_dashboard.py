@@ -24,6 +24,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from protos import policy_pb2 as pb
 from protos.policy_pb2_grpc import PolicyServiceStub
+from tests.server import small_bundle
 
 ROOT = Path(__file__).parents[2]
 STATIC = ROOT / "server" / "dashboard" / "static"
@@ -88,13 +89,15 @@ class Robot:
         self.description = self.opened.description
         self.ticks = 0
 
-    def step(self, *, guard: pb.GuardState = pb.GUARD_STATE_NOMINAL, reason: str = "") -> pb.Decision:
+    def step(
+        self, *, guard: pb.GuardState = pb.GUARD_STATE_NOMINAL, reason: str = "", reach: float = 0.3
+    ) -> pb.Decision:
         phase = self.ticks / 25
         observation = pb.Observation(
             tick=self.ticks,
             sent_ns=self.ticks,
             validity_ns=10_000_000_000,
-            values=[0.3 * math.sin(phase + i) for i in range(len(self.description.observation))],
+            values=[reach * math.sin(phase + i) for i in range(len(self.description.observation))],
             status=pb.RobotStatus(guard=guard, guard_reason=reason, round_trip_ns=1_500_000, episode=2),
         )
         self.ticks += 1
@@ -157,6 +160,12 @@ def server(bundle: Path) -> Iterator[Server]:
         yield served
 
 
+@pytest.fixture(scope="module")
+def uncalibrated_server(uncalibrated: Path) -> Iterator[Server]:
+    with Server(uncalibrated) as served:
+        yield served
+
+
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
     """Opens pages: visit(url, **context options)."""
@@ -204,7 +213,7 @@ def test_charts_get_new_points_while_the_robot_moves(server: Server, visit: Call
             expect(card).to_have_attribute("data-ticks", str(robot.ticks), timeout=PATIENCE_MS)
             for plot in card.locator(".plot").all():
                 expect(plot).to_have_attribute("data-points", str(robot.ticks), timeout=PATIENCE_MS)
-        assert card.locator("[data-chart]").count() == 4
+        assert card.locator("[data-chart]").count() == 5
 
 
 def test_figures_are_those_of_the_decision_that_the_robot_got(server: Server, visit: Callable[..., Visit]) -> None:
@@ -214,13 +223,18 @@ def test_figures_are_those_of_the_decision_that_the_robot_got(server: Server, vi
         card = card_of(seen, robot)
         expect(card).to_have_attribute("data-ticks", "5", timeout=PATIENCE_MS)
         shown = {
-            "return": summary.return_mean,
+            "return": summary.return_quantiles_corrected[1],
+            "distance": summary.data_distance,
+            "disagreement": summary.critic_disagreement,
             "worst": summary.return_cvar,
             "agreement": summary.gradient_resultant_length,
         }
         for field_name, value in shown.items():
             text = card.locator(f'[data-field="{field_name}"]').inner_text().replace("\N{MINUS SIGN}", "-")
             assert float(text) == pytest.approx(value, rel=0.01, abs=0.01)
+        below = card.locator('[data-field="below"]').inner_text()
+        assert float(below.removesuffix(" %")) == pytest.approx(100 * summary.return_below_threshold, abs=0.5)
+        expect(card.locator('[data-field="distance-limit"]')).to_have_text("warns above 4.00")
         expect(card.locator('[data-field="round-trip"]')).to_have_text("1.50 ms")
         expect(card.locator('[data-field="episode"]')).to_have_text("2")
 
@@ -306,13 +320,110 @@ def test_action_alone_shows_latency_and_says_why_there_is_no_more(server: Server
         assert [chart.get_attribute("data-chart") for chart in card.locator("[data-chart]").all()] == ["latency"]
 
 
-def test_uncalibrated_policy_is_marked(server: Server, visit: Callable[..., Visit]) -> None:
-    with Robot(server.grpc) as robot:
+def test_uncalibrated_policy_is_marked(uncalibrated_server: Server, visit: Callable[..., Visit]) -> None:
+    with Robot(uncalibrated_server.grpc) as robot:
         assert not robot.description.calibrated
-        seen = visit(server.url)
-        seen.drive(robot, 2)
-        expect(card_of(seen, robot).get_by_text("not calibrated")).to_be_visible(timeout=PATIENCE_MS)
+        seen = visit(uncalibrated_server.url)
+        summary = seen.drive(robot, 20, reach=30.0).summary
+        card = card_of(seen, robot)
+        expect(card).to_have_attribute("data-ticks", "20", timeout=PATIENCE_MS)
+        expect(card.locator('[data-field="uncalibrated"]')).to_be_visible()
         expect(seen.page.locator("#policies").get_by_text("not calibrated")).to_be_visible()
+        fan = card.locator('[data-chart="return"]')
+        expect(fan.locator('[data-field="tag"]')).to_have_text("not calibrated: the critics' own belief")
+        expect(fan.locator(".key")).to_contain_text("middle 80 %")
+        expect(fan.locator(".key")).not_to_contain_text("raw")
+        expect(card.locator('[data-field="return-label"]')).to_have_text("Expected return")
+        shown = card.locator('[data-field="return"]').inner_text().replace("\N{MINUS SIGN}", "-")
+        assert float(shown) == pytest.approx(summary.return_mean, rel=0.01, abs=0.01)
+        expect(card.locator('[data-field="distance-limit"]')).to_have_text("no threshold")
+        expect(card.locator('[data-chart="familiar"] [data-field="tag"]')).to_contain_text("no thresholds")
+        expect(card.locator('[data-field="warning"]')).to_be_hidden()
+        expect(card.locator(".sensors")).to_have_count(0)
+
+
+def test_calibrated_fan_is_the_corrected_one_and_says_what_it_held(server: Server, visit: Callable[..., Visit]) -> None:
+    with Robot(server.grpc) as robot:
+        seen = visit(server.url)
+        summary = seen.drive(robot, 20).summary
+        card = card_of(seen, robot)
+        expect(card).to_have_attribute("data-ticks", "20", timeout=PATIENCE_MS)
+        fan = card.locator('[data-chart="return"]')
+        expect(fan.locator(".plot")).to_have_attribute("data-points", "20", timeout=PATIENCE_MS)
+        expect(fan.locator('[data-field="tag"]')).to_have_text("corrected")
+        expect(fan.locator('[data-field="hint"]')).to_contain_text("on 30 fresh episodes its middle 80 % held 81 %.")
+        ranges = dict(re.findall(r"(middle 80 %(?:, raw)?) ([\d.-]+ to [\d.-]+)", key_of(fan)))
+        for label, quantiles in (
+            ("middle 80 %", summary.return_quantiles_corrected),
+            ("middle 80 %, raw", summary.return_quantiles_raw),
+        ):
+            shown = [float(text) for text in ranges[label].split(" to ")]
+            assert shown == pytest.approx([quantiles[0], quantiles[-1]], rel=0.01, abs=0.01)
+        assert seen.page.get_by_text("not calibrated").locator("visible=true").count() == 0
+
+
+def key_of(chart: Any) -> str:
+    return " ".join(chart.locator(".key").inner_text().split()).replace("\N{MINUS SIGN}", "-")
+
+
+def test_observation_far_from_training_data_is_marked_and_announced_until_it_is_near_again(
+    server: Server, visit: Callable[..., Visit]
+) -> None:
+    with Robot(server.grpc, name="arm-7") as robot:
+        seen = visit(server.url)
+        seen.drive(robot, 10)
+        card = card_of(seen, robot)
+        warning, tile = card.locator('[data-field="warning"]'), card.locator(".tiles .above")
+        expect(card).to_have_attribute("data-ticks", "10", timeout=PATIENCE_MS)
+        expect(warning).to_be_hidden()
+        expect(tile).to_have_count(0)
+        distance = seen.drive(robot, 70, reach=30.0).summary.data_distance
+        assert distance > robot.description.calibration.data_distance_threshold
+        expect(warning).to_contain_text("Observation far from training data: distance ", timeout=PATIENCE_MS)
+        expect(warning).to_contain_text("warns above 4.00.")
+        expect(tile).to_contain_text("above 4.00")
+        expect(seen.page.locator("[aria-live]")).to_have_text("arm-7: Observation far from training data")
+        seen.drive(robot, 70)
+        expect(warning).to_be_hidden(timeout=PATIENCE_MS)
+        expect(tile).to_have_count(0)
+
+
+def test_one_tick_alone_is_no_warning(server: Server, visit: Callable[..., Visit]) -> None:
+    warned = visit(server.url).page.evaluate(
+        """async (sample) => {
+            const { History } = await import(new URL("static/history.js", document.baseURI));
+            const history = new History(0.02, { data_distance: 2 });
+            const warned = [];
+            const distances = [...Array(50).fill(1), 9, ...Array(50).fill(1), ...Array(50).fill(9)];
+            distances.forEach((data_distance, i) => {
+                history.append([{ ...sample, data_distance, t: i / 50, tick: i }]);
+                warned.push(history.warns("data_distance"));
+            });
+            return warned;
+        }""",
+        SAMPLE,
+    )
+    first = warned.index(True)
+    assert 101 + 20 < first < 101 + 30
+    assert warned[first:] == [True] * (151 - first)
+
+
+def test_bars_show_which_sensor_the_return_depends_on(server: Server, visit: Callable[..., Visit]) -> None:
+    with Robot(server.grpc) as robot:
+        seen = visit(server.url)
+        gradient = robot.step().summary.observation_gradient_mean
+        effects = [slope * std for slope, std in zip(gradient, small_bundle.OBSERVATION_STD, strict=True)]
+        card = card_of(seen, robot)
+        rows = card.locator(".sensors li")
+        expect(rows).to_have_count(3, timeout=PATIENCE_MS)
+        shown = {row.locator(".name").inner_text(): row for row in rows.all()}
+        assert list(shown) == [channel.name for channel in robot.description.observation]
+        longest = max(abs(effect) for effect in effects)
+        for row, effect in zip(shown.values(), effects, strict=True):
+            text = row.locator(".value").inner_text().replace("\N{MINUS SIGN}", "-")
+            assert float(text) == pytest.approx(effect, rel=0.01, abs=0.006)
+            width = row.locator(".bar").evaluate("bar => bar.offsetWidth / bar.parentElement.offsetWidth")
+            assert width == pytest.approx(abs(effect) / longest, abs=0.02)
 
 
 def test_more_robots_than_two_start_compact_and_open_on_request(server: Server, visit: Callable[..., Visit]) -> None:
@@ -327,7 +438,7 @@ def test_more_robots_than_two_start_compact_and_open_on_request(server: Server, 
         assert compact.locator("canvas").count() == 1
         compact = seen.page.locator(f'.robot[data-session="{compact.get_attribute("data-session")}"]')
         compact.get_by_role("button").click()
-        expect(compact.locator(".plot canvas")).to_have_count(4)
+        expect(compact.locator(".plot canvas")).to_have_count(5)
         compact.get_by_role("button").click()
         expect(compact.locator(".plot canvas")).to_have_count(0)
 
@@ -383,7 +494,7 @@ def test_page_fits_a_phone(server: Server, visit: Callable[..., Visit]) -> None:
     with Robot(server.grpc, name="a-robot-with-a-long-name-from-the-far-end-of-the-laboratory") as robot:
         seen = visit(server.url, viewport={"width": 360, "height": 740})
         seen.drive(robot, 5)
-        expect(card_of(seen, robot).locator(".plot canvas")).to_have_count(4, timeout=PATIENCE_MS)
+        expect(card_of(seen, robot).locator(".plot canvas")).to_have_count(5, timeout=PATIENCE_MS)
         assert seen.page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
@@ -391,12 +502,16 @@ SAMPLE = {
     "guard": "NOMINAL",
     "return_mean": 1.0,
     "return_std": 1.0,
-    "return_quantiles": [0.0, 1.0, 2.0],
+    "return_quantiles_raw": [0.0, 1.0, 2.0],
+    "return_quantiles_corrected": [],
     "return_cvar": 0.0,
+    "return_below_threshold": 0.0,
     "gradient_mean": [1.0],
     "gradient_std": [0.1],
     "gradient_sign_agreement": [1.0],
     "gradient_resultant_length": 1.0,
+    "critic_disagreement": 0.0,
+    "data_distance": 0.0,
 }
 KEPT = """async ([sample, ticks, times]) => {
     const { History } = await import(new URL("static/history.js", document.baseURI));

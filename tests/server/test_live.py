@@ -78,7 +78,8 @@ def test_history_holds_what_was_decided(live, policy, clock):
     assert described["return_threshold"] == small_bundle.THRESHOLD
     assert described["calibration"]["corrected_coverage"] == [0.49, 0.81]
     assert described["calibration"]["data_distance_threshold"] == 4.0
-    assert (described["observation"], described["observation_std"]) == (list(small_bundle.OBSERVATION), [1.0] * 3)
+    assert described["observation"] == list(small_bundle.OBSERVATION)
+    assert described["observation_std"] == list(small_bundle.OBSERVATION_STD)
 
 
 def test_what_was_not_asked_for_is_null(live, policy, clock):

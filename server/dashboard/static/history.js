@@ -4,8 +4,10 @@ export const WINDOW_S = 60;
 const MAX_ROWS = 12000;
 const MILLISECONDS_FLOOR = 0.001; // a logarithmic axis has no zero
 const SEVERITY = { NOMINAL: 0, UNKNOWN: 1, HOLD: 2, STOP: 3 };
-const VECTORS = ["return_quantiles", "gradient_mean", "gradient_std", "gradient_sign_agreement"];
-const SCALARS = ["return_mean", "return_std", "return_cvar", "gradient_resultant_length"];
+const VECTORS = ["return_quantiles_raw", "return_quantiles_corrected", "gradient_mean", "gradient_std", "gradient_sign_agreement"];
+const SCALARS = [
+  "return_mean", "return_std", "return_cvar", "return_below_threshold", "gradient_resultant_length", "critic_disagreement", "data_distance",
+];
 const TIMES = ["round_trip_ms", "inference_ms", "queue_ms"];
 
 export function guardState(name) {
@@ -20,17 +22,26 @@ function finite(value) {
   return Number.isFinite(value) ? value : null;
 }
 
+function shareOf(value, threshold) {
+  if (value === null) return null;
+  return threshold > 0 ? value / threshold : Number(value > 0) * 2; // above a threshold of zero is everything but zero
+}
+
 export class History {
   #columns = new Map();
   #gapS;
   #lastTick = -1;
   #period = null;
+  #thresholds;
 
   // controlPeriodS: a pause of many periods is drawn as a gap, not bridged by a line.
-  constructor(controlPeriodS) {
+  // thresholds: from the name of a signal to the value above which it warns; the column "NAME.share" holds it as a share of that.
+  constructor(controlPeriodS, thresholds = {}) {
     this.#period = controlPeriodS;
+    this.#thresholds = Object.entries(thresholds);
     this.#gapS = Math.max(0.5, 10 * (controlPeriodS ?? 0));
-    for (const name of ["t", "guard", ...SCALARS, ...TIMES]) this.#columns.set(name, []);
+    const shares = this.#thresholds.map(([name]) => `${name}.share`);
+    for (const name of ["t", "guard", ...SCALARS, ...TIMES, ...shares]) this.#columns.set(name, []);
     this.sizes = null;
     this.ticks = 0;
   }
@@ -47,6 +58,15 @@ export class History {
 
   column(name) { return this.#columns.get(name); }
   last(name) { return this.#columns.get(name)?.at(-1) ?? null; }
+
+  // Whether a signal was above its threshold on most ticks of the last second: one tick alone is no alarm.
+  warns(name) {
+    const shares = this.column(`${name}.share`);
+    if (!shares) return false;
+    const times = this.#columns.get("t");
+    const recent = shares.filter((share, i) => share !== null && times[i] > this.end - 1);
+    return recent.filter((share) => share > 1).length > recent.length / 2;
+  }
 
   // Adds the samples that are new. Returns how many, or -1 when their vector lengths differ from those before.
   append(samples) {
@@ -82,6 +102,7 @@ export class History {
     const row = new Map([["t", sample.t], ["guard", guardState(sample.guard)]]);
     for (const name of SCALARS) row.set(name, finite(sample[name]));
     for (const name of TIMES) row.set(name, finite(sample[name]) === null ? null : Math.max(MILLISECONDS_FLOOR, sample[name]));
+    for (const [name, threshold] of this.#thresholds) row.set(`${name}.share`, shareOf(row.get(name), threshold));
     if (sample.round_trip_ms === 0) row.set("round_trip_ms", null); // not measured yet
     if (row.get("return_mean") !== null) {
       for (const name of VECTORS) sample[name].forEach((value, k) => row.set(`${name}.${k}`, finite(value)));

@@ -18,12 +18,18 @@ export class LiveChart {
   #linked = [];
 
   // spec: {name, title, unit, hint, series, bands} or with views: [{label, series, bands}] to choose from; see charts.js.
+  // A band with outline: true is not filled: its two series are drawn, and the key names it.
   constructor(parent, spec) {
     this.#spec = spec;
     this.#view = spec.views?.[0] ?? spec;
     this.#figure = document.getElementById("chart").content.firstElementChild.cloneNode(true);
     for (const field of ["title", "unit", "hint"]) this.#field(field).textContent = spec[field];
     this.#host = this.#field("plot");
+    if (spec.tag) {
+      this.#field("tag").textContent = spec.tag.text;
+      this.#field("tag").classList.toggle("warn", Boolean(spec.tag.warns));
+      this.#field("tag").hidden = false;
+    }
     this.#figure.dataset.chart = spec.name;
     this.#offerViews();
     parent.append(this.#figure);
@@ -65,6 +71,7 @@ export class LiveChart {
     if (!this.#spec.views) return;
     const choice = this.#figure.querySelector(".choice");
     const select = choice.querySelector("select");
+    choice.firstChild.textContent = `${this.#spec.choice ?? "Action channel"} `;
     this.#spec.views.forEach((view, i) => select.append(new Option(view.label, String(i))));
     select.addEventListener("change", () => {
       this.#view = this.#spec.views[Number(select.value)];
@@ -94,7 +101,7 @@ export class LiveChart {
         dash: series.dash,
         points: { show: false },
       }))],
-      bands: this.#view.bands.map((band) => ({
+      bands: this.#view.bands.filter((band) => !band.outline).map((band) => ({
         series: [columns.indexOf(band.upper) + 1, columns.indexOf(band.lower) + 1],
         fill: colour(band.colour, BAND_ALPHA),
       })),
@@ -144,6 +151,8 @@ export class LiveChart {
 
   #drawLines(plot) {
     if (this.#spec.zeroLine) drawLevel(plot, 0, colour("--grey"), []);
+    const { level } = this.#spec;
+    if (level) drawLevel(plot, level.value, colour(level.colour), [8, 5], level.label);
     const period = this.#history.controlPeriodMs;
     if (this.#spec.periodLine && period) drawLevel(plot, period, colour("--stop"), [8, 5], `control period ${Number(period.toPrecision(3))} ms`);
   }
@@ -169,7 +178,7 @@ export class LiveChart {
     }
     for (const band of this.#view.bands) {
       const range = (i) => (this.#at(band.lower, i) === null ? "–" : `${this.#format(this.#at(band.lower, i))} to ${this.#format(this.#at(band.upper, i))}`);
-      this.#addKey(key, band, "band", band.spread ? (i) => `± ${this.#format(this.#at(band.spread, i))}` : range);
+      this.#addKey(key, band, band.outline ? "dotted" : "band", band.spread ? (i) => `± ${this.#format(this.#at(band.spread, i))}` : range);
     }
   }
 

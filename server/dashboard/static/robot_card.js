@@ -1,12 +1,24 @@
 // One robot: state, key figures, guard timeline and, when opened, its charts.
 
-import { createCharts, worstShare } from "./charts.js";
+import { createCharts, statedInterval, worstShare } from "./charts.js";
 import { duration, milliseconds, number, percent, quantile, shortVersion } from "./format.js";
 import { drawGuardStrip, guardShares } from "./guard_strip.js";
 import { History, guardState } from "./history.js";
+import { SensorBars } from "./sensor_bars.js";
 
 const STALE_AFTER_S = 1;
 const CHART_STEP = 1 / 256; // of the time shown: charts are drawn anew once they have moved by a pixel or two, to leave the machine in peace
+
+const SIGNALS = {
+  data_distance: { field: "distance", warning: "Observation far from training data", quantity: "distance" },
+  critic_disagreement: { field: "disagreement", warning: "The critics disagree", quantity: "disagreement" },
+};
+
+// From signal to the value above which it warns; empty where the policy is not calibrated.
+function thresholds(policy) {
+  const calibration = policy?.calibration;
+  return calibration ? Object.fromEntries(Object.keys(SIGNALS).map((name) => [name, calibration[`${name}_threshold`]])) : {};
+}
 
 function lateShare({ ticks, late_ticks: late, rejected, superseded }) {
   const parts = [late <= ticks && ticks ? `${percent(late / ticks)} of ${ticks} decisions` : `${ticks} decisions`];
@@ -20,6 +32,8 @@ export class RobotCard {
   #robot = null;
   #history = null;
   #charts = [];
+  #sensors = null;
+  #warning = "";
   #lastSample = performance.now();
   #changed = true;
   #chartsBehind = true;
@@ -62,6 +76,7 @@ export class RobotCard {
       this.#lastSample = performance.now();
       this.#chartsBehind = true;
     }
+    this.#showSensors();
     this.#changed = true;
     this.element.dataset.guard = guardState(robot.guard);
     this.element.dataset.connected = String(robot.connected);
@@ -81,6 +96,7 @@ export class RobotCard {
     if (!this.#changed) return;
     this.#changed = false;
     this.#showHeader();
+    this.#showWarnings();
     this.#showTiles();
     this.#field("action-alone").hidden = !this.open || !this.#history.length || this.#history.sizes !== null;
     drawGuardStrip(this.#field("strip"), this.#history);
@@ -114,7 +130,7 @@ export class RobotCard {
 
   #startHistory() {
     this.#dropCharts();
-    this.#history = new History(this.#policy?.control_period_s);
+    this.#history = new History(this.#policy?.control_period_s, thresholds(this.#policy));
   }
 
   #toggle() {
@@ -131,7 +147,7 @@ export class RobotCard {
   }
 
   #drawCharts() {
-    const wanted = this.#history.sizes ? 4 : 1;
+    const wanted = this.#history.sizes ? 5 : 1;
     if (this.#charts.length !== wanted) {
       this.#dropCharts();
       this.#charts = createCharts(this.#field("charts"), this.#policy, this.#history);
@@ -147,8 +163,29 @@ export class RobotCard {
   #dropCharts() {
     for (const chart of this.#charts) chart.destroy();
     this.#charts = [];
+    this.#sensors?.destroy();
+    this.#sensors = null;
     this.#chartsDrawn = -Infinity;
     this.#chartsBehind = true;
+  }
+
+  #showSensors() {
+    const gradient = this.#robot.observation_gradient_mean;
+    if (!gradient || !this.open || !this.#charts.length || this.#policy?.observation.length !== gradient.length) return;
+    this.#sensors ??= new SensorBars(this.#field("charts"), this.#policy);
+    this.#sensors.update(gradient);
+  }
+
+  // Signals that were above their thresholds for most of the last second.
+  #showWarnings() {
+    const warnings = Object.entries(thresholds(this.#policy))
+      .filter(([name]) => this.#robot.connected && this.#history.warns(name))
+      .map(([name, threshold]) => ({ text: SIGNALS[name].warning, more: `${SIGNALS[name].quantity} ${number(this.#history.last(name))}, warns above ${number(threshold)}` }));
+    this.#field("warning").hidden = !warnings.length;
+    this.#text("warning", warnings.map(({ text, more }) => `${text}: ${more}.`).join(" "));
+    const summary = warnings.map(({ text }) => text).join(", ");
+    if (summary && summary !== this.#warning) this.announce(`${this.#robot.robot}: ${summary}`);
+    this.#warning = summary;
   }
 
   #showFreshness(stale, silentS) {
@@ -178,10 +215,14 @@ export class RobotCard {
   #showTiles() {
     const robot = this.#robot;
     const history = this.#history;
-    this.#text("return", number(history.last("return_mean")));
-    this.#text("spread", history.last("return_std") === null ? "" : `± ${number(history.last("return_std"))} spread`);
+    this.#showReturn();
+    this.#text("below-label", this.#policy ? `Return under ${number(this.#policy.return_threshold)}` : "Return too low");
+    const below = history.last("return_below_threshold");
+    this.#text("below", below === null ? "–" : percent(below));
+    for (const [name, { field }] of Object.entries(SIGNALS)) this.#showSignal(name, field);
     this.#text("worst-label", `Worst ${worstShare(this.#policy)}`);
     this.#text("worst", number(history.last("return_cvar")));
+    this.#text("worst-note", history.sizes?.return_quantiles_corrected ? "on average, raw" : "on average");
     this.#text("agreement", number(history.last("gradient_resultant_length")));
     const roundTrips = history.column("round_trip_ms");
     this.#text("round-trip", milliseconds(quantile(roundTrips, 0.5)));
@@ -190,5 +231,33 @@ export class RobotCard {
     this.#text("late-share", lateShare(robot));
     this.#text("episode", String(robot.episode));
     this.#text("episode-return", `reward so far ${number(robot.episode_return)}`);
+  }
+
+  // The corrected law where there is one, otherwise the critics' own mean and spread.
+  #showReturn() {
+    const history = this.#history;
+    const levels = this.#policy?.return_quantile_levels ?? [];
+    const stated = history.sizes?.return_quantiles_corrected === levels.length ? statedInterval(levels) : null;
+    if (!stated) {
+      this.#text("return-label", "Expected return");
+      this.#text("return", number(history.last("return_mean")));
+      this.#text("spread", history.last("return_std") === null ? "" : `± ${number(history.last("return_std"))} spread`);
+      return;
+    }
+    const corrected = (k) => history.last(`return_quantiles_corrected.${k}`);
+    const median = levels.reduce((best, level, k) => (Math.abs(level - 0.5) < Math.abs(levels[best] - 0.5) ? k : best), 0);
+    this.#text("return-label", "Return, median");
+    this.#text("return", number(corrected(median)));
+    const range = `${number(corrected(stated.lower))} to ${number(corrected(stated.upper))}`;
+    this.#text("spread", corrected(median) === null ? "" : `${Math.round(100 * stated.share)} %: ${range}`);
+  }
+
+  #showSignal(name, field) {
+    const threshold = thresholds(this.#policy)[name];
+    const value = this.#history.last(name);
+    const above = threshold !== undefined && value > threshold;
+    this.#text(field, number(value));
+    this.#text(`${field}-limit`, threshold === undefined ? "no threshold" : `${above ? "\u25b2 above" : "warns above"} ${number(threshold)}`);
+    this.#field(field).parentElement.classList.toggle("above", above);
   }
 }
