@@ -93,7 +93,7 @@ def show(console: Console, shown: Mapping[str, Any], manifest: Manifest) -> None
             "verified": f"SHA-256 of {verified['files']} files; graphs reproduce {verified['golden_observations']} golden "
             "observations",
             "task": " ".join((manifest.task.environment, *manifest.task.perturbations)),
-            "trained": f"{manifest.training.get('environment_steps', '?')} steps, seed {manifest.training.get('seed', '?')}",
+            "trained": f"{manifest.training.get('steps', '?')} steps, seed {manifest.training.get('seed', '?')}",
             "evaluated": f"return {manifest.evaluation.return_mean:.6g} ± {manifest.evaluation.return_std:.3g} over "
             f"{manifest.evaluation.episodes} episodes, least {manifest.evaluation.return_min:.6g}; "
             f"untrained {manifest.evaluation.untrained_return_mean:.6g}",

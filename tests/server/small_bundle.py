@@ -203,7 +203,7 @@ def write(path: Path, policy: Policy, *, name: str = "reacher") -> Path:
             "reference_observations": REFERENCES,
             "observation_gradient": True,
         },
-        "training": {"algorithm": "none", "environment_steps": 0, "seed": 0, "config": {}},
+        "training": {"algorithm": "none", "steps": 0, "seed": 0, "configuration": {}},
         "libraries": {"torch": torch.__version__},
         "evaluation": {
             "episodes": 1,

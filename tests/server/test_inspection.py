@@ -54,7 +54,7 @@ def shifted(bundle, tmp_path_factory):
     np.savez(copy / "golden.npz", **{name: array.astype(np.float32) for name, array in rerun.items()})
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["tolerance"] = {"relative": 0.0, "absolute": 0.1}
-    manifest["training"]["config"] = {"agent": {"hidden": 8}}
+    manifest["training"]["configuration"] = {"agent": {"hidden": 8}}
     manifest["calibration"]["offsets"][2] = 0.7
     small_bundle.seal(copy, manifest)
     return copy
@@ -121,7 +121,9 @@ def test_differences_in_actions_and_laws_are_as_large_as_they_were_made(bundle, 
                 assert gap[kind] == {"mean": expected, "largest": expected}, name
     changes = difference["changes"]
     assert changes["calibration"] == [{"what": "calibration.offsets[2]", "first": 0.6, "second": 0.7}]
-    assert changes["configuration"] == [{"what": "training.config.agent", "first": "absent", "second": {"hidden": 8}}]
+    assert changes["configuration"] == [
+        {"what": "training.configuration.agent", "first": "absent", "second": {"hidden": 8}}
+    ]
     assert changes["contract"] == changes["evaluation"] == changes["training data"] == []
 
 
