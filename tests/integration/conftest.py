@@ -4,8 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from dst_core.agent_config import AgentConfig
+from dst_core.calibration.app import CalibrateConfig, run_calibration
 from dst_core.config import TrainConfig
 from dst_core.export import ExportConfig, export
 from dst_core.train import train
@@ -15,7 +17,7 @@ PERTURBATIONS = ("actuation=0.1", "observation=0.05", "dynamics=0.01")
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `dst-export` makes of a short `dst-train` run on InvertedPendulum-v5."""
+    """What `dst-export` makes of a short `dst-train` run on InvertedPendulum-v5, calibrated on few episodes."""
     directory = tmp_path_factory.mktemp("path")
     train(
         TrainConfig(
@@ -30,6 +32,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             out=directory / "run",
             agent=AgentConfig(hidden=32, samples=4),
         )
+    )
+    run_calibration(
+        CalibrateConfig(run=directory / "run", samples=16, episodes=120, test_episodes=40), console=Console(quiet=True)
     )
     export(ExportConfig(run=directory / "run", out=directory / "bundle", name="pendulum", samples=16))
     return directory / "bundle"

@@ -101,15 +101,49 @@ def test_act_over_http_is_the_exported_policy(server: ServerProcess, bundle: Pat
     with urllib.request.urlopen(request, timeout=10) as reply:
         decision = json.load(reply)
     policy = onnxruntime.InferenceSession(bundle / "policy.onnx", providers=["CPUExecutionProvider"])
-    names = ["action", "return_mean", "return_quantiles"]
-    action, mean, quantiles = policy.run(names, {"observation": np.array([observation], np.float32)})
-    assert decision["action"] == pytest.approx(action[0].tolist(), rel=1e-5)
-    assert decision["summary"]["return_mean"] == pytest.approx(float(mean[0]), rel=1e-5)
-    assert decision["summary"]["return_quantiles"] == pytest.approx(quantiles[0].tolist(), rel=1e-5)
+    names = [output.name for output in policy.get_outputs()]
+    outputs = dict(zip(names, policy.run(names, {"observation": np.array([observation], np.float32)}), strict=True))
+    assert decision["action"] == pytest.approx(outputs.pop("action")[0].tolist(), rel=1e-5)
+    served = {name for name, value in decision["summary"].items() if value is not None}
+    assert served == {name for name in names if name != "action" and not name.endswith("_samples")}
+    for name in served:
+        assert decision["summary"][name] == pytest.approx(outputs[name][0].tolist(), rel=1e-5), name
+
+
+def test_calibration_is_told_from_the_bundle_to_the_robot(server: ServerProcess, bundle: Path) -> None:
+    calibration = json.loads((bundle / "manifest.json").read_text())["calibration"]
+    with urllib.request.urlopen(server.http + "/v1/policies/pendulum", timeout=10) as reply:
+        described = json.load(reply)
+    assert described["calibrated"]
+    assert described["calibration"]["corrected_coverage"] == calibration["corrected"]["coverage"]
+    assert described["calibration"]["data_distance_threshold"] == calibration["data_distance_threshold"]
+    done = run(drive(server.grpc, "--episodes", "1"))
+    assert done.returncode == 0
+    assert "not calibrated" not in done.stdout
+
+
+def test_exported_bundle_is_inspected_and_does_not_differ_from_itself(bundle: Path) -> None:
+    command = [sys.executable, "-m", "server.inspection", str(bundle), "--diff", str(bundle), "--json"]
+    done = run(command)
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(done.stdout)
+    assert shown["bundle"]["task"]["perturbations"] == list(PERTURBATIONS)
+    assert not any(shown["difference"]["changes"].values())
+    assert {gap["served"]["largest"] for gap in shown["difference"]["gaps"]} == {0.0}
 
 
 @pytest.mark.parametrize(
-    "file", ["actor.onnx", "uncertainty.onnx", "policy.onnx", "golden.npz", "manifest.json", "README.md"]
+    "file",
+    [
+        "actor.onnx",
+        "uncertainty.onnx",
+        "policy.onnx",
+        "golden.npz",
+        "manifest.json",
+        "README.md",
+        "card.json",
+        "calibration.svg",
+    ],
 )
 def test_exported_bundle_with_one_byte_changed_is_refused(bundle: Path, tmp_path: Path, file: str) -> None:
     copy = shutil.copytree(bundle, tmp_path / "copy")
