@@ -22,7 +22,11 @@ class Actor(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """The action in the user's units."""
-        return self.action.from_unit(torch.tanh(self.layers(self.observation.standardise(observation))))
+        return self.action.from_unit(self.unit_action(self.observation.standardise(observation)))
+
+    def unit_action(self, standardised: Tensor) -> Tensor:
+        """The action in [-1, 1], from a standardised observation."""
+        return torch.tanh(self.layers(standardised))
 
     def linearised(self, observation: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The action at (R, S), (R, A), and how its cotangents (R, C, A) are drawn back to the observation, (R, C, S)."""

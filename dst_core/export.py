@@ -1,14 +1,12 @@
 """dst-export: turn a training run into a policy bundle (format: docs/bundle.md), checked before it is published."""
 
 import copy
-import hashlib
 import json
 import re
 import signal
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -18,38 +16,47 @@ import torch
 import tyro
 from numpy.typing import NDArray
 from rich.console import Console
-from torch import Tensor
+from rich.progress import Progress
+from torch import Tensor, nn
 
-from dst_core.card import policy_card
-from dst_core.checkpoint import load_config
-from dst_core.config import TrainConfig
-from dst_core.errors import ExportError, TrainingError
-from dst_core.evaluate import evaluation_seeds
-from dst_core.graphs import PolicyGraph, UncertaintyGraph, baked_noise, export_graph
+from dst_core.actor import Actor
+from dst_core.calibration.calibrate import calibrate
+from dst_core.calibration.result import Calibration, CalibrationConfig
+from dst_core.card import card_json, policy_card
+from dst_core.card_figures import calibration_figure, warning_figure
+from dst_core.errors import CalibrationError, ExportError, TrainingError
+from dst_core.graphs import (
+    BATCH,
+    CANDIDATES,
+    CandidatesGraph,
+    Correction,
+    Outputs,
+    PolicyGraph,
+    UncertaintyGraph,
+    export_graph,
+)
+from dst_core.manifest import describe, write_sealed
 from dst_core.parity import check_gradients, check_graph
-from dst_core.run import Run
-from dst_core.summary import Summarise, Summary
-from sim_bridge.tasks import Channel, TaskError
+from dst_core.run import Run, load_run
+from dst_core.served_law import fingerprint, served_law
+from sim_bridge.tasks import TaskError
 
-FORMAT_VERSION = 1
-RETURN_LEVELS = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
-NORM_LEVELS = (0.1, 0.5, 0.9)
-CVAR_LEVEL = 0.1
-NOISE_SEED = 0
 REPLAYED_PROBES = 54
 GOLDEN_ROWS = 16
-NAME_LENGTH = 64
-TOLERANCE = {"relative": 1e-3, "absolute": 1e-3}
-LIBRARIES = ("torch", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "gymnasium", "mujoco", "numpy")
+CANDIDATE_PROBES = 5
+AXES = {"observation": (BATCH,), "action": (BATCH, CANDIDATES)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """Export a finished training run as an immutable policy bundle.
 
+    It is calibrated on held-out episodes first, unless dst-calibrate has done it for the very same actor and law.
+
     Examples:
       dst-export runs/pendulum --out bundles/pendulum
       dst-export runs/pendulum --out bundles/pendulum-128 --name pendulum --samples 128
+      dst-export runs/hopper --out bundles/hopper --return-threshold 100 --observation-gradient
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -60,6 +67,12 @@ class ExportConfig:
     """Policy name that clients ask for; the task's id in lower case unless given."""
     samples: int = 32
     """Joint samples behind every summary, shared evenly by the critics."""
+    return_threshold: float | None = None
+    """Discounted return whose shortfall has its probability served; exceeded by 95 % of the law in the training data unless given."""
+    observation_gradient: bool = False
+    """Also serve the mean gradient of the return by the observation: which sensor matters now."""
+    uncalibrated: bool = False
+    """Leave calibration out: no corrected quantiles, no thresholds of the signals, and the policy card says so."""
 
     def __post_init__(self) -> None:
         if self.name is not None and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,63}", self.name):
@@ -68,10 +81,16 @@ class ExportConfig:
             )
         if not 4 <= self.samples <= 4096:
             raise ValueError(f"samples must lie in 4..4096, got {self.samples}")
+        if self.return_threshold is not None and not np.isfinite(self.return_threshold):
+            raise ValueError(f"return_threshold must be a finite number, got {self.return_threshold}")
 
 
-def export(config: ExportConfig) -> dict[str, Any]:
+def export(config: ExportConfig, *, progress: Progress | None = None) -> dict[str, Any]:
     """Write the bundle.
+
+    Args:
+        config: what to export.
+        progress: shows calibration and graphs.
 
     Returns:
         Its manifest.
@@ -79,84 +98,75 @@ def export(config: ExportConfig) -> dict[str, Any]:
     Raises:
         TrainingError: if the run cannot be read or is not finished.
         ExportError: if the bundle exists, the samples do not divide among the critics, or a graph does not give what torch gives.
+        CalibrationError: if the task or the law cannot be calibrated.
         OSError: if the bundle cannot be written; nothing is left of it.
     """
     if config.out.exists():
         raise ExportError(f"{config.out} exists and a bundle never changes; choose another --out or remove it")
+    progress = Progress(disable=True) if progress is None else progress
     run = load_run(config.run)
-    _require_even_shares(config.samples, critics=run.forecast.members)
-    actor = copy.deepcopy(run.agent.actor).eval()
-    critic = copy.deepcopy(run.forecast).eval()
-    noise = baked_noise(critic, count=config.samples, seed=NOISE_SEED)
-    summarise = Summarise(
-        count=config.samples, return_levels=RETURN_LEVELS, cvar_level=CVAR_LEVEL, norm_levels=NORM_LEVELS
-    )
-    uncertainty = UncertaintyGraph(critic, noise, summarise).eval()
-    policy = PolicyGraph(actor, uncertainty).eval()
-    probes = _probes(run)
-
+    law = served_law(run, samples=config.samples, return_threshold=config.return_threshold)
     config.out.parent.mkdir(parents=True, exist_ok=True)
+    calibration = None if config.uncalibrated else _calibration(config.run, run, law, progress)
+    correction = None if calibration is None else Correction(calibration.offsets)
+    outputs = Outputs(correction=correction, observation_gradient=config.observation_gradient)
     with tempfile.TemporaryDirectory(dir=config.out.parent, prefix=".export-") as scratch:
         directory = Path(scratch) / "bundle"
         directory.mkdir()
-        with torch.no_grad():
-            actions = actor(probes)
-        graphs: list[tuple[str, torch.nn.Module, dict[str, Tensor], list[str]]] = [
-            ("actor.onnx", actor, {"observation": probes}, ["action"]),
-            ("uncertainty.onnx", uncertainty, {"observation": probes, "action": actions}, list(Summary._fields)),
-            ("policy.onnx", policy, {"observation": probes}, ["action", *Summary._fields]),
-        ]
-        for name, graph, inputs, outputs in graphs:
-            path = directory / name
-            export_graph(graph, inputs, outputs, path)
-            check_graph(path, graph, inputs, outputs)
-        check_gradients(directory / "uncertainty.onnx", uncertainty, probes, actions)
-        np.savez(directory / "golden.npz", allow_pickle=False, **_golden(policy, probes))
-        manifest = _manifest(config, run)
-        (directory / "README.md").write_text(policy_card(manifest), encoding="utf-8")
-        manifest["files"] = {path.name: _sha256(path.read_bytes()) for path in sorted(directory.iterdir())}
-        manifest["version"] = _sha256(_canonical(manifest))
-        text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False)
-        (directory / "manifest.json").write_text(text + "\n", encoding="utf-8")
+        _write_graphs(directory, run, law, outputs, progress)
+        manifest = describe(
+            run,
+            law,
+            name=config.name,
+            observation_gradient=config.observation_gradient,
+            calibration=calibration,
+        )
+        _write_card(directory, manifest, calibration)
+        manifest = write_sealed(manifest, directory)
         directory.rename(config.out)
     return manifest
 
 
-def _require_even_shares(samples: int, *, critics: int) -> None:
-    """At least two samples for each critic, whose noise is standardised over them, and as many for one as for another."""
-    share = max(-(-samples // critics), 2)
-    if samples != share * critics:
-        raise ExportError(
-            f"samples must be a multiple of the run's {critics} critics, at least {2 * critics}, got {samples}; "
-            f"use --samples {share * critics}"
-        )
+def _calibration(directory: Path, run: Run, law: UncertaintyGraph, progress: Progress) -> Calibration:
+    """That of this actor and this law: the run's own, or a new one, which is then kept with the run."""
+    kept = Calibration.read(directory)
+    if kept is not None and kept.fingerprint == fingerprint(run, law):
+        return kept
+    calibration = calibrate(run, law, CalibrationConfig(), progress=progress)
+    calibration.write(directory)
+    return calibration
 
 
-def load_run(directory: Path) -> Run:
-    """A finished run, on the CPU.
+@torch.no_grad()
+def _write_graphs(directory: Path, run: Run, law: UncertaintyGraph, outputs: Outputs, progress: Progress) -> None:
+    """The three graphs, each held against torch, and the golden data."""
+    actor = copy.deepcopy(run.agent.actor).eval()
+    policy, uncertainty = PolicyGraph(actor, law, outputs).eval(), CandidatesGraph(law, outputs).eval()
+    probes, names = _probes(run), list(outputs.names)
+    actions = actor(probes)
+    candidates = {"observation": probes, "action": _candidates(actor, actions)}
+    graphs: list[tuple[str, nn.Module, dict[str, Tensor], list[str]]] = [
+        ("actor.onnx", actor, {"observation": probes}, ["action"]),
+        ("uncertainty.onnx", uncertainty, candidates, names),
+        ("policy.onnx", policy, {"observation": probes}, ["action", *names]),
+    ]
+    threshold = float(law.summarise.return_threshold)
+    for name, graph, inputs, given in progress.track(graphs, description="graphs"):
+        export_graph(graph, inputs, given, directory / name, axes={name: AXES[name] for name in inputs})
+        check_graph(directory / name, graph, inputs, given, threshold=threshold)
+    with torch.enable_grad():
+        check_gradients(directory / "uncertainty.onnx", law, probes, actions)
+    np.savez(directory / "golden.npz", allow_pickle=False, **_golden(policy, probes, threshold))
 
-    Raises:
-        TrainingError: if there is none, it is damaged, it is of another algorithm than dst, or it was interrupted before its last step was
-            done and its evaluation critic fitted.
-    """
-    plain = load_config(directory)
-    try:
-        config = TrainConfig.from_json(plain, out=directory)
-    except ValueError as error:
-        raise TrainingError(str(error)) from error
-    if config.agent.algorithm != "dst":
-        raise TrainingError(
-            f"the run in {directory} was trained with {config.agent.algorithm}, which learns no law of the return and its gradients "
-            "to serve; train with --agent.algorithm dst to export"
-        )
-    run = Run.start(config, torch.device("cpu"))
-    run.restore(directory)
-    if run.progress["step"] < config.steps or not run.progress["forecast"]:
-        raise TrainingError(
-            f"the run in {directory} stopped at step {run.progress['step']} of {config.steps} and is not finished; "
-            "finish it with the same dst-train command and --resume"
-        )
-    return run
+
+def _write_card(directory: Path, manifest: dict[str, Any], calibration: Calibration | None) -> None:
+    (directory / "README.md").write_text(policy_card(manifest, calibration), encoding="utf-8")
+    card = json.dumps(card_json(manifest, calibration), indent=2, ensure_ascii=False, allow_nan=False)
+    (directory / "card.json").write_text(card + "\n", encoding="utf-8")
+    if calibration is not None:
+        calibration_figure(calibration, directory / "calibration.svg")
+        if calibration.warnings:
+            warning_figure(calibration, directory / "warning.svg")
 
 
 def _probes(run: Run) -> Tensor:
@@ -169,83 +179,25 @@ def _probes(run: Run) -> Tensor:
     return torch.cat([replayed[:12], corners, wide[:2], replayed[12:], wide[2:]])
 
 
-def _golden(policy: PolicyGraph, probes: Tensor) -> dict[str, NDArray[np.float32]]:
-    """The probes whose gradient samples are clearest of a sign, with the outputs: a share of signs must not hang on rounding."""
-    with torch.no_grad():
-        size = policy(probes)[-1].abs().flatten(1)
-        clearest = (size.amin(1) / size.amax(1).clamp_min(1e-12)).topk(min(GOLDEN_ROWS, len(probes))).indices
-        outputs = policy(probes[clearest])
-    named = zip(["action", *Summary._fields], outputs, strict=True)
-    return {"observation": probes[clearest].numpy(), **{name: value.numpy() for name, value in named}}
+def _candidates(actor: Actor, actions: Tensor) -> Tensor:
+    """The actor's actions (B, A) and others within the limits, (B, C, A)."""
+    generator = torch.Generator().manual_seed(0)
+    others = 2 * torch.rand(len(actions), CANDIDATE_PROBES - 1, actions.shape[1], generator=generator) - 1
+    return torch.cat([actions.unsqueeze(1), actor.action.from_unit(others)], 1)
 
 
-def _manifest(config: ExportConfig, run: Run) -> dict[str, Any]:
-    """Everything but `files` and `version`."""
-    contract, agent, evaluations = run.contract, run.agent, run.progress["evaluations"]
-    first, last = evaluations[0], evaluations[-1]
-    return {
-        "format_version": FORMAT_VERSION,
-        "name": config.name or policy_name(run.config.env),
-        "task": {"environment": run.config.env, "perturbations": list(run.config.perturb)},
-        "observation": [_channel(channel) for channel in contract.observation],
-        "action": [_channel(channel) for channel in contract.action],
-        "control_period_s": contract.control_period_s,
-        "normalisation": {
-            "observation_mean": agent.observation.mean.tolist(),
-            "observation_std": agent.observation.std.tolist(),
-        },
-        "observed_range": {"low": agent.observation.low.tolist(), "high": agent.observation.high.tolist()},
-        "uncertainty": {
-            "discount": run.config.agent.discount,
-            "sample_count": config.samples,
-            "noise_seed": NOISE_SEED,
-            "return_quantile_levels": list(RETURN_LEVELS),
-            "cvar_level": CVAR_LEVEL,
-            "gradient_norm_levels": list(NORM_LEVELS),
-        },
-        "training": {
-            "algorithm": "Distributional Sobolev Training",
-            "steps": run.progress["step"],
-            "seed": run.config.seed,
-            "configuration": run.config.to_json(),
-        },
-        "libraries": {name: found for name in LIBRARIES if (found := _installed(name)) is not None},
-        "evaluation": {
-            "episodes": len(last["returns"]),
-            "seeds": list(evaluation_seeds(len(last["returns"]))),
-            "return_mean": last["return_mean"],
-            "return_std": last["return_std"],
-            "return_min": last["return_min"],
-            "untrained_return_mean": first["return_mean"],
-        },
-        "calibration": None,
-        "tolerance": TOLERANCE,
-    }
+def _golden(policy: PolicyGraph, probes: Tensor, threshold: float) -> dict[str, NDArray[np.float32]]:
+    """Outputs at the probes whose samples are clearest of a sign and of the threshold: a share of samples must not hang on rounding."""
+    names = ["action", *policy.outputs.names]
 
+    def outputs(observation: Tensor) -> dict[str, Tensor]:
+        return dict(zip(names, policy(observation), strict=True))
 
-def policy_name(environment: str) -> str:
-    """The name a policy has unless it is given one: the task's id in the characters and the length that names may have."""
-    return re.sub(r"[^a-z0-9._-]", "-", environment.lower()).lstrip("._-")[:NAME_LENGTH]
-
-
-def _channel(channel: Channel) -> dict[str, Any]:
-    plain = asdict(channel)
-    return {**plain, **{limit: plain[limit] if np.isfinite(plain[limit]) else None for limit in ("low", "high")}}
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except ModuleNotFoundError:
-        return None
-
-
-def _canonical(manifest: dict[str, Any]) -> bytes:
-    return json.dumps(manifest, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    found = outputs(probes)
+    marks = (found["gradient_samples"].flatten(1).abs(), (found["return_samples"] - threshold).abs())
+    clear = torch.stack([size.amin(1) / size.amax(1).clamp_min(1e-12) for size in marks]).amin(0)
+    rows = probes[clear.topk(min(GOLDEN_ROWS, len(probes))).indices]
+    return {"observation": rows.numpy(), **{name: value.numpy() for name, value in outputs(rows).items()}}
 
 
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:
@@ -258,9 +210,10 @@ def main() -> None:
         signal.signal(number, _leave)
     try:
         config = tyro.cli(ExportConfig, prog="dst-export")
-        with Console(stderr=True).status("exporting and checking three graphs"):
-            manifest = export(config)
-    except (ExportError, TrainingError, TaskError, ValueError) as error:
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            manifest = export(config, progress=progress)
+    except (CalibrationError, ExportError, TrainingError, TaskError, ValueError) as error:
         print(f"dst-export: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:

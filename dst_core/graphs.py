@@ -5,6 +5,7 @@ The critic's noise is baked in as a constant, so a graph gives the same answer t
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -12,44 +13,141 @@ import torch
 from torch import Tensor, nn
 
 from dst_core.actor import Actor
+from dst_core.baked_critic import BakedCritic
+from dst_core.calibration.conformal import STD_FLOOR
 from dst_core.critic import GenerativeCritic
-from dst_core.summary import Summarise, Summary
+from dst_core.data_distance import DataDistance
+from dst_core.summary import RETURN_LEVELS, Summarise, Summary
+
+BATCH, CANDIDATES = "batch", "candidates"
 
 
 class UncertaintyGraph(nn.Module):
-    """Observation (B, S) and action (B, A) to the summary of the joint law; the critics' samples are pooled."""
+    """Observation (B, S) and action (B, A) to the summary of the joint law; the critics' samples are pooled.
+
+    Args:
+        critic: whose law.
+        noise: (E, 1, n, noise), see `baked_noise`.
+        references: (R, S) observations of the training data, in the user's units.
+        summarise: the E n samples.
+    """
 
     noise: Tensor
 
-    def __init__(self, critic: GenerativeCritic, noise: Tensor, summarise: Summarise) -> None:
+    def __init__(self, critic: GenerativeCritic, *, noise: Tensor, references: Tensor, summarise: Summarise) -> None:
         super().__init__()
         self.critic = critic
+        self.baked = BakedCritic(critic, noise)
+        self.data_distance = DataDistance(critic.observation.standardise(references))
         self.summarise = summarise
         self.register_buffer("noise", noise)
 
-    def joint_samples(self, observation: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Return samples (B, N) and action-gradient samples (B, N, A), critic after critic."""
-        joint = self.critic.joint(observation, action, self.noise)
-        return torch.cat(joint.returns.unbind(), 1), torch.cat(joint.action_gradient.unbind(), 1)
-
     def forward(self, observation: Tensor, action: Tensor) -> Summary:
         """The summary and the samples behind it."""
-        summary: Summary = self.summarise(*self.joint_samples(observation, action))
+        standardised = self.critic.observation.standardise(observation)
+        return self.of_standardised(standardised, self.critic.action.to_unit(action), self.data_distance(standardised))
+
+    def of_standardised(self, standardised: Tensor, unit: Tensor, data_distance: Tensor) -> Summary:
+        """The same of a standardised observation, an action in [-1, 1], and the distance that is passed on."""
+        samples = self.baked(standardised, unit)
+        summary: Summary = self.summarise(
+            samples.returns,
+            samples.action_gradient,
+            data_distance=data_distance,
+            observation_gradient=samples.observation_gradient_mean,
+        )
         return summary
 
 
-class PolicyGraph(nn.Module):
-    """Observation (B, S) to action and summary, for the control path."""
+class Correction(nn.Module):
+    """Corrected quantiles as `dst_core.calibration.conformal.corrected` has them.
 
-    def __init__(self, actor: Actor, uncertainty: UncertaintyGraph) -> None:
+    Args:
+        offsets: (Q,) in units of the predicted standard deviation.
+        levels: (Q,) ascending.
+    """
+
+    offsets: Tensor
+    paths: Tensor
+    upper: Tensor
+
+    def __init__(self, offsets: tuple[float, ...], levels: tuple[float, ...] = RETURN_LEVELS) -> None:
+        super().__init__()
+        middle = min(range(len(levels)), key=lambda index: abs(levels[index] - 0.5))
+        length = len(levels)
+        ways = [range(min(index, middle), max(index, middle) + 1) for index in range(length)]
+        paths = torch.tensor([[*way, *[index] * (length - len(way))] for index, way in enumerate(ways)])
+        self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.float32))
+        self.register_buffer("paths", paths)
+        self.register_buffer("upper", torch.arange(length) >= middle)
+
+    def forward(self, raw: Tensor, std: Tensor) -> Tensor:
+        """Raw quantiles (B, Q) moved by offset x std (B,), and then monotone away from the level nearest the median."""
+        moved = raw + self.offsets * std.clamp_min(STD_FLOOR).unsqueeze(1)
+        along = moved.index_select(1, self.paths.flatten()).view(-1, *self.paths.shape)
+        return torch.where(self.upper, along.amax(2), along.amin(2))
+
+
+class Outputs(nn.Module):
+    """What the graphs of a bundle give of a summary, in the order of docs/bundle.md.
+
+    Args:
+        correction: None where the bundle is not calibrated.
+        observation_gradient: whether to give it.
+    """
+
+    def __init__(self, *, correction: Correction | None = None, observation_gradient: bool = False) -> None:
+        super().__init__()
+        self.correction = correction
+        names = list(Summary._fields)
+        if correction is not None:
+            names.insert(names.index("return_quantiles_raw") + 1, "return_quantiles_corrected")
+        if not observation_gradient:
+            names.remove("observation_gradient_mean")
+        self.names = tuple(names)
+
+    def forward(self, summary: Summary) -> tuple[Tensor, ...]:
+        """One tensor per name."""
+        values = summary._asdict()
+        if self.correction is not None:
+            values["return_quantiles_corrected"] = self.correction(summary.return_quantiles_raw, summary.return_std)
+        return tuple(values[name] for name in self.names)
+
+
+class PolicyGraph(nn.Module):
+    """Observation (B, S) to action and summary outputs, for the control path."""
+
+    def __init__(self, actor: Actor, law: UncertaintyGraph, outputs: Outputs) -> None:
         super().__init__()
         self.actor = actor
-        self.uncertainty = uncertainty
+        self.law = law
+        self.outputs = outputs
 
     def forward(self, observation: Tensor) -> tuple[Tensor, ...]:
         """The action and the summary of the law that follows it."""
-        action = self.actor(observation)
-        return action, *self.uncertainty(observation, action)
+        standardised = self.actor.observation.standardise(observation)
+        unit = self.actor.unit_action(standardised)
+        summary = self.law.of_standardised(standardised, unit, self.law.data_distance(standardised))
+        return self.actor.action.from_unit(unit), *self.outputs(summary)
+
+
+class CandidatesGraph(nn.Module):
+    """Observation (B, S) and candidate actions (B, C, A) to the summary outputs of every candidate, (B, C, ...)."""
+
+    def __init__(self, law: UncertaintyGraph, outputs: Outputs) -> None:
+        super().__init__()
+        self.law = law
+        self.outputs = outputs
+
+    def forward(self, observation: Tensor, action: Tensor) -> tuple[Tensor, ...]:
+        """The summary of each candidate's law."""
+        batch, candidates = action.shape[:2]
+        standardised = self.law.critic.observation.standardise(observation)
+        distance = self.law.data_distance(standardised).unsqueeze(1).expand(batch, candidates).flatten()
+        rows = standardised.unsqueeze(1).expand(batch, candidates, observation.shape[1]).flatten(0, 1)
+        unit = self.law.critic.action.to_unit(action).flatten(0, 1)
+        summary = self.law.of_standardised(rows, unit, distance)
+        return tuple(value.view(batch, candidates, *value.shape[1:]) for value in self.outputs(summary))
 
 
 def baked_noise(critic: GenerativeCritic, *, count: int, seed: int) -> Tensor:
@@ -61,19 +159,29 @@ def baked_noise(critic: GenerativeCritic, *, count: int, seed: int) -> Tensor:
     return centred / centred.square().mean(2, keepdim=True).sqrt()
 
 
-def export_graph(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> None:
-    """Write one self-contained ONNX file with a dynamic batch axis, and make sure that the axis is dynamic.
+def export_graph(
+    graph: nn.Module,
+    inputs: dict[str, Tensor],
+    outputs: list[str],
+    path: Path,
+    *,
+    axes: Mapping[str, tuple[str, ...]] | None = None,
+) -> None:
+    """Write one self-contained ONNX file with dynamic leading axes, and make sure that they are dynamic.
 
     Args:
         graph: in evaluation mode, on the CPU.
         inputs: input name to an example of more than one row.
         outputs: output names in order.
         path: of the file.
+        axes: names of the leading dynamic axes of each input; every input has a batch axis unless given. Outputs have those of the
+            input with most of them.
 
     Raises:
-        RuntimeError: if the exporter fixed the batch size.
+        RuntimeError: if the exporter fixed one of their sizes.
     """
-    batch = torch.export.Dim("batch")
+    axes = axes or dict.fromkeys(inputs, (BATCH,))
+    sizes = {name: torch.export.Dim(name) for names in axes.values() for name in names}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of every library that is not there
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations are not the user's
@@ -84,16 +192,18 @@ def export_graph(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str]
             external_data=False,
             input_names=list(inputs),
             output_names=outputs,
-            dynamic_shapes=tuple({0: batch} for _ in inputs),
+            dynamic_shapes=tuple({axis: sizes[name] for axis, name in enumerate(axes[given])} for given in inputs),
             verbose=False,
         )
     assert program is not None
     program.save(str(path), external_data=False)
     model = onnx.load(path)
     onnx.checker.check_model(model)
+    longest = max(axes.values(), key=len)
     for value in [*model.graph.input, *model.graph.output]:
-        axis = value.type.tensor_type.shape.dim[0]
-        if not axis.dim_param:
-            raise RuntimeError(
-                f"{path.name}: the batch axis of {value.name} was fixed to {axis.dim_value} by the export"
-            )
+        for axis, name in enumerate(axes.get(value.name, longest)):
+            size = value.type.tensor_type.shape.dim[axis]
+            if not size.dim_param:
+                raise RuntimeError(
+                    f"{path.name}: the {name} axis of {value.name} was fixed to {size.dim_value} by the export"
+                )

@@ -1,4 +1,4 @@
-"""The summary of the joint law that is served with every action, as operations that export to ONNX.
+"""The summary of the joint law that is served with every action, as few and cheap operations that export to ONNX.
 
 Order statistics come from one sort (TopK) and fixed interpolation weights, so quantiles never cross.
 """
@@ -8,20 +8,25 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+RETURN_LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
+NORM_LEVELS = (0.1, 0.5, 0.9)
+CVAR_LEVEL = 0.1
 TINY = 1e-12
 
 
 class Summary(NamedTuple):
-    """Of the joint samples at one observation and action; field names are those of the bundle's outputs."""
+    """Of the joint samples at one observation and action; field names are those of the bundle's outputs (docs/bundle.md)."""
 
     return_mean: Tensor
     """(B,)"""
     return_std: Tensor
     """(B,)"""
-    return_quantiles: Tensor
+    return_quantiles_raw: Tensor
     """(B, Q), ascending"""
     return_cvar: Tensor
     """(B,) mean of the worst share"""
+    return_below_threshold: Tensor
+    """(B,) share of samples under the threshold"""
     gradient_mean: Tensor
     """(B, A)"""
     gradient_std: Tensor
@@ -32,6 +37,12 @@ class Summary(NamedTuple):
     """(B, A) share of samples with the majority sign, 0.5 to 1"""
     gradient_resultant_length: Tensor
     """(B,) length of the mean unit vector (Mardia and Jupp, "Directional statistics", 2000)"""
+    critic_disagreement: Tensor
+    """(B,) standard deviation between the critics' mean returns; divides by their number"""
+    data_distance: Tensor
+    """(B,) see `dst_core.data_distance`"""
+    observation_gradient_mean: Tensor
+    """(B, S) in reward per observation unit"""
     return_samples: Tensor
     """(B, N)"""
     gradient_samples: Tensor
@@ -42,6 +53,7 @@ class Quantiles(nn.Module):
     """Empirical quantiles by linear interpolation between order statistics (Hyndman and Fan 1996, type 7)."""
 
     below: Tensor
+    above: Tensor
     weight: Tensor
 
     def __init__(self, levels: tuple[float, ...], count: int) -> None:
@@ -49,21 +61,40 @@ class Quantiles(nn.Module):
         position = torch.tensor(levels, dtype=torch.float64) * (count - 1)
         below = position.floor().long().clamp(max=count - 2)
         self.register_buffer("below", below)
+        self.register_buffer("above", below + 1)
         self.register_buffer("weight", (position - below).float())
 
     def forward(self, ascending: Tensor) -> Tensor:
         """(B, N) sorted samples to (B, Q)."""
-        low, high = ascending[:, self.below], ascending[:, self.below + 1]
+        low, high = ascending.index_select(1, self.below), ascending.index_select(1, self.above)
         return torch.minimum(low + self.weight * (high - low), high)
 
 
 class Summarise(nn.Module):
-    """From joint samples to their summary."""
+    """From joint samples, critic after critic, to their summary; statistics divide by the number of samples.
+
+    Args:
+        count: N, of samples.
+        critics: how many share them evenly.
+        return_threshold: in units of the discounted return.
+        return_levels: Q, of the return's quantiles.
+        cvar_level: worst share of returns to average.
+        norm_levels: K, of the quantiles of the gradient's norm.
+    """
 
     worst: Tensor
+    between: Tensor
+    return_threshold: Tensor
 
     def __init__(
-        self, *, count: int, return_levels: tuple[float, ...], cvar_level: float, norm_levels: tuple[float, ...]
+        self,
+        *,
+        count: int,
+        critics: int,
+        return_threshold: float,
+        return_levels: tuple[float, ...] = RETURN_LEVELS,
+        cvar_level: float = CVAR_LEVEL,
+        norm_levels: tuple[float, ...] = NORM_LEVELS,
     ) -> None:
         super().__init__()
         self.count = count
@@ -71,27 +102,36 @@ class Summarise(nn.Module):
         self.norm_quantiles = Quantiles(norm_levels, count)
         share = torch.full((count,), cvar_level * count) - torch.arange(count)
         self.register_buffer("worst", share.clamp(0, 1) / (cvar_level * count))
+        own = torch.eye(critics).repeat_interleave(count // critics, 0) / (count // critics)
+        self.register_buffer("between", own / critics**0.5)
+        self.register_buffer("return_threshold", torch.tensor(return_threshold))
 
-    def forward(self, returns: Tensor, gradients: Tensor) -> Summary:
-        """Summarise returns (B, N) and their action gradients (B, N, A); statistics divide by N."""
+    def forward(
+        self, returns: Tensor, gradients: Tensor, *, data_distance: Tensor, observation_gradient: Tensor
+    ) -> Summary:
+        """Summarise returns (B, N) and their action gradients (B, A, N); what is not of the samples, (B,) and (B, S), is passed on."""
+        mean, gradient_mean = returns.mean(1, keepdim=True), gradients.mean(2, keepdim=True)
+        centred = returns - mean
         ascending = self._sort(returns)
-        norm = gradients.square().sum(-1).sqrt()
-        positive = (gradients > 0).to(gradients.dtype).mean(1)
-        mean = returns.mean(1)
-        gradient_mean = gradients.mean(1)
-        direction = (gradients / (norm + TINY).unsqueeze(-1)).mean(1)
+        norm = torch.linalg.vector_norm(gradients, dim=1)
+        direction = (gradients / norm.clamp_min(TINY).unsqueeze(1)).mean(2)
+        positive = (gradients > 0).to(gradients.dtype).mean(2)
         return Summary(
-            return_mean=mean,
-            return_std=(returns - mean.unsqueeze(-1)).square().mean(1).sqrt(),
-            return_quantiles=self.return_quantiles(ascending),
-            return_cvar=(ascending * self.worst).sum(1),
-            gradient_mean=gradient_mean,
-            gradient_std=(gradients - gradient_mean.unsqueeze(1)).square().mean(1).sqrt(),
+            return_mean=mean.squeeze(1),
+            return_std=torch.linalg.vector_norm(centred, dim=1) * self.count**-0.5,
+            return_quantiles_raw=self.return_quantiles(ascending),
+            return_cvar=ascending @ self.worst,
+            return_below_threshold=(returns < self.return_threshold).to(returns.dtype).mean(1),
+            gradient_mean=gradient_mean.squeeze(2),
+            gradient_std=torch.linalg.vector_norm(gradients - gradient_mean, dim=2) * self.count**-0.5,
             gradient_norm_quantiles=self.norm_quantiles(self._sort(norm)),
             gradient_sign_agreement=torch.maximum(positive, 1 - positive),
-            gradient_resultant_length=direction.square().sum(-1).sqrt(),
+            gradient_resultant_length=torch.linalg.vector_norm(direction, dim=1),
+            critic_disagreement=torch.linalg.vector_norm(centred @ self.between, dim=1),
+            data_distance=data_distance,
+            observation_gradient_mean=observation_gradient,
             return_samples=returns,
-            gradient_samples=gradients,
+            gradient_samples=gradients.mT,
         )
 
     def _sort(self, samples: Tensor) -> Tensor:

@@ -12,15 +12,26 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from rich.progress import Progress
 
+import dst_core.export
 from dst_core.agent_config import AgentConfig
+from dst_core.calibration.calibrate import calibrate
+from dst_core.calibration.conformal import corrected
+from dst_core.calibration.result import CALIBRATION_FILE, Calibration, CalibrationConfig
 from dst_core.config import TrainConfig
 from dst_core.errors import ExportError, TrainingError
-from dst_core.export import ExportConfig, export, load_run, policy_name
-from dst_core.graphs import UncertaintyGraph, baked_noise, export_graph
+from dst_core.export import ExportConfig, export
+from dst_core.graphs import BATCH, CANDIDATES, CandidatesGraph, Outputs, UncertaintyGraph, baked_noise, export_graph
+from dst_core.manifest import policy_name
 from dst_core.parity import check_gradients, check_graph
-from dst_core.summary import Summarise, Summary
+from dst_core.run import load_run
+from dst_core.served_law import fingerprint, served_law
+from dst_core.summary import RETURN_LEVELS, Summarise, Summary
 from dst_core.train import train
+
+SMALL = CalibrationConfig(episodes=40, test_episodes=4, false_alarm_rate=0.05)
+AXES = {"observation": (BATCH,), "action": (BATCH, CANDIDATES)}
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +56,38 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(run: Path) -> Path:
+    """Not calibrated."""
     out = run.parent / "bundle"
-    export(ExportConfig(run=run, out=out, samples=8))
+    export(ExportConfig(run=run, out=out, samples=8, uncalibrated=True))
+    return out
+
+
+@pytest.fixture(scope="module")
+def pendulum(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of short episodes, calibrated."""
+    out = tmp_path_factory.mktemp("train") / "run"
+    train(
+        TrainConfig(
+            env="InvertedPendulum-v5",
+            steps=80,
+            warmup_steps=60,
+            batch=16,
+            evaluation_episodes=1,
+            forecast_updates=5,
+            device="cpu",
+            out=out,
+            agent=AgentConfig(hidden=16, noise_size=4, latent=2, samples=3, discount=0.95),
+        )
+    )
+    run = load_run(out)
+    calibrate(run, served_law(run, samples=8), SMALL, progress=Progress(disable=True)).write(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def calibrated(pendulum: Path) -> Path:
+    out = pendulum.parent / "bundle"
+    export(ExportConfig(run=pendulum, out=out, samples=8, observation_gradient=True, return_threshold=3.5))
     return out
 
 
@@ -76,24 +117,92 @@ def test_actor_and_policy_agree_with_torch_at_every_batch_size(bundle: Path, run
 def test_policy_is_actor_and_uncertainty_in_one(bundle: Path) -> None:
     observation = np.random.default_rng(0).normal(size=(5, 10)).astype(np.float32)
     policy = outputs(bundle, "policy.onnx", observation=observation)
-    separate = outputs(bundle, "uncertainty.onnx", observation=observation, action=policy["action"])
+    separate = outputs(bundle, "uncertainty.onnx", observation=observation, action=policy["action"][:, None])
     for name, value in separate.items():
-        np.testing.assert_allclose(policy[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(policy[name], value[:, 0], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_a_row_does_not_depend_on_its_neighbours(bundle: Path) -> None:
-    observation = np.random.default_rng(1).normal(size=(6, 10)).astype(np.float32)
-    together, alone = (
-        outputs(bundle, "policy.onnx", observation=observation),
-        outputs(bundle, "policy.onnx", observation=observation[2:3]),
+def test_what_is_exported_is_the_served_law(calibrated: Path, pendulum: Path) -> None:
+    run = load_run(pendulum)
+    law = served_law(run, samples=8, return_threshold=3.5)
+    observation = run.replay.state()["observation"][:20]
+    with torch.no_grad():
+        summary = law(observation, run.agent.actor(observation))
+    found = outputs(calibrated, "policy.onnx", observation=observation.numpy())
+    for name, value in summary._asdict().items():
+        np.testing.assert_allclose(found[name], value.numpy(), rtol=1e-4, atol=1e-4, err_msg=name)
+    assert float(found["data_distance"].max()) == 0.0, "all 80 transitions are references"
+
+
+def test_threshold_is_the_laws_own_quantile_over_the_data_unless_given(bundle: Path, run: Path) -> None:
+    threshold = json.loads((bundle / "manifest.json").read_text())["uncertainty"]["return_threshold"]
+    observation = load_run(run).replay.state()["observation"].numpy()
+    found = outputs(bundle, "policy.onnx", observation=observation)
+    assert threshold == pytest.approx(np.quantile(found["return_samples"], 0.05), rel=1e-4)
+    assert found["return_below_threshold"].mean() == pytest.approx(0.05, abs=0.01)
+
+
+def test_corrected_quantiles_are_those_of_the_manifests_offsets(calibrated: Path) -> None:
+    calibration = json.loads((calibrated / "manifest.json").read_text())["calibration"]
+    observation = np.random.default_rng(3).normal(size=(7, 4)).astype(np.float32)
+    found = outputs(calibrated, "policy.onnx", observation=observation)
+    truth = corrected(
+        found["return_quantiles_raw"], found["return_std"], np.asarray(calibration["offsets"]), RETURN_LEVELS
     )
-    for name, value in alone.items():
-        np.testing.assert_allclose(together[name][2:3], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(found["return_quantiles_corrected"], truth, rtol=1e-5, atol=1e-5)
+
+
+def test_calibrated_bundle_holds_card_and_figures(calibrated: Path, pendulum: Path) -> None:
+    manifest = json.loads((calibrated / "manifest.json").read_text())
+    kept = Calibration.read(pendulum)
+    assert kept is not None
+    assert manifest["calibration"] == kept.manifest()
+    expected = {
+        "actor.onnx",
+        "uncertainty.onnx",
+        "policy.onnx",
+        "golden.npz",
+        "README.md",
+        "card.json",
+        "calibration.svg",
+    }
+    assert set(manifest["files"]) == expected | ({"warning.svg"} if kept.warnings else set())
+    assert manifest["uncertainty"]["observation_gradient"] is True
+    assert manifest["uncertainty"]["return_threshold"] == 3.5
+    assert manifest["uncertainty"]["reference_observations"] == 80
+    assert "Not calibrated" not in (calibrated / "README.md").read_text()
+
+
+def test_calibration_of_this_law_is_taken_and_one_of_another_law_is_made_anew(
+    pendulum: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pendulum, run)
+    monkeypatch.setattr(dst_core.export, "CalibrationConfig", lambda: SMALL)
+    before = (run / CALIBRATION_FILE).read_bytes()
+    export(ExportConfig(run=run, out=tmp_path / "same", samples=8, return_threshold=1.0))
+    assert (run / CALIBRATION_FILE).read_bytes() == before, "a threshold changes nothing that was calibrated"
+    export(ExportConfig(run=run, out=tmp_path / "more", samples=16))
+    kept = Calibration.read(run)
+    assert kept is not None
+    assert kept.sample_count == 16
+    assert kept.fingerprint == fingerprint(load_run(run), served_law(load_run(run), samples=16))
+
+
+def test_fingerprint_is_that_of_actor_and_law_alone(pendulum: Path) -> None:
+    run, other = load_run(pendulum), load_run(pendulum)
+    law = served_law(run, samples=8)
+    same = fingerprint(run, law)
+    assert same == fingerprint(other, served_law(other, samples=8, return_threshold=2.0))
+    assert same != fingerprint(run, served_law(run, samples=8, critic=run.agent.critics.critic))
+    with torch.no_grad():
+        other.agent.actor.layers[0].bias.add_(1e-6)
+    assert same != fingerprint(other, law)
 
 
 def test_exported_gradient_samples_are_the_slopes_of_exported_return_samples(bundle: Path) -> None:
     rng = np.random.default_rng(2)
-    observation, action = rng.normal(size=(4, 10)).astype(np.float32), rng.uniform(-1, 1, (4, 2)).astype(np.float32)
+    observation, action = rng.normal(size=(4, 10)).astype(np.float32), rng.uniform(-1, 1, (4, 3, 2)).astype(np.float32)
     gradient = outputs(bundle, "uncertainty.onnx", observation=observation, action=action)["gradient_samples"]
     step = np.float32(1e-2)
     for index in range(2):
@@ -128,7 +237,7 @@ def test_manifest_names_what_the_graphs_take_and_give(bundle: Path) -> None:
 
 
 def test_same_run_gives_the_same_graph_outputs_twice(bundle: Path, run: Path, tmp_path: Path) -> None:
-    export(ExportConfig(run=run, out=tmp_path / "again", samples=8))
+    export(ExportConfig(run=run, out=tmp_path / "again", samples=8, uncalibrated=True))
     observation = np.ones((1, 10), np.float32)
     first, second = (outputs(where, "policy.onnx", observation=observation) for where in (bundle, tmp_path / "again"))
     assert all(np.array_equal(first[name], second[name]) for name in first)
@@ -165,7 +274,12 @@ def test_directory_without_a_run_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("choice", "message"), [({"name": "Bad Name"}, "lower-case"), ({"samples": 2}, "lie in 4..4096")]
+    ("choice", "message"),
+    [
+        ({"name": "Bad Name"}, "lower-case"),
+        ({"samples": 2}, "lie in 4..4096"),
+        ({"return_threshold": float("nan")}, "finite number"),
+    ],
 )
 def test_bad_choices_are_refused(choice: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -189,67 +303,89 @@ def test_fixed_batch_size_is_noticed(tmp_path: Path) -> None:
         export_graph(Fixed(), {"observation": torch.randn(4, 2)}, ["action"], tmp_path / "fixed.onnx")
 
 
+def test_fixed_number_of_candidates_is_noticed(tmp_path: Path) -> None:
+    class Fixed(torch.nn.Module):
+        def forward(self, observation: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+            return observation.unsqueeze(1) + action.sum(1, keepdim=True)
+
+    inputs = {"observation": torch.randn(4, 2), "action": torch.randn(4, 3, 2)}
+    with pytest.raises(RuntimeError, match="candidates axis of sum was fixed to 1"):
+        export_graph(Fixed(), inputs, ["sum"], tmp_path / "fixed.onnx", axes=AXES)
+
+
 class WrongSlope(UncertaintyGraph):
-    """Gives returns that are right and gradients that are one part in a thousand too steep."""
+    """Gives returns that are right and one gradient that is one part in a thousand too steep."""
 
-    def joint_samples(self, observation: torch.Tensor, action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        returns, gradients = super().joint_samples(observation, action)
-        return returns, 1.001 * gradients
+    wrong = "gradient_samples"
+
+    def of_standardised(self, *given: torch.Tensor) -> Summary:
+        summary = super().of_standardised(*given)
+        return summary._replace(**{self.wrong: 1.001 * getattr(summary, self.wrong)})
 
 
-@pytest.mark.parametrize("kind", [UncertaintyGraph, WrongSlope])
+class WrongSensor(WrongSlope):
+    wrong = "observation_gradient_mean"
+
+
+@pytest.mark.parametrize("kind", [UncertaintyGraph, WrongSlope, WrongSensor])
 def test_gradient_check_notices_a_wrong_gradient(run: Path, tmp_path: Path, kind: type[UncertaintyGraph]) -> None:
     critic = load_run(run).forecast
-    summarise = Summarise(count=4, return_levels=(0.5,), cvar_level=0.5, norm_levels=(0.5,))
-    graph = kind(critic, baked_noise(critic, count=4, seed=0), summarise).eval()
-    inputs = {"observation": torch.randn(8, 10), "action": torch.rand(8, 2)}
-    export_graph(graph, inputs, list(Summary._fields), tmp_path / "graph.onnx")
-    check_graph(tmp_path / "graph.onnx", graph, inputs, list(Summary._fields))
-    if kind is UncertaintyGraph:
-        check_gradients(tmp_path / "graph.onnx", graph, **inputs)
+    summarise = Summarise(count=4, critics=2, return_threshold=0.0)
+    noise = baked_noise(critic, count=4, seed=0)
+    law = kind(critic, noise=noise, references=torch.randn(9, 10), summarise=summarise).eval()
+    outputs = Outputs(observation_gradient=True)
+    graph, names = CandidatesGraph(law, outputs).eval(), list(outputs.names)
+    inputs = {"observation": torch.randn(8, 10), "action": torch.rand(8, 5, 2)}
+    export_graph(graph, inputs, names, tmp_path / "graph.onnx", axes=AXES)
+    check_graph(tmp_path / "graph.onnx", graph, inputs, names)
+    asked = (tmp_path / "graph.onnx", law, inputs["observation"], inputs["action"][:, 0])
+    if issubclass(kind, WrongSlope):
+        with pytest.raises(ExportError, match=f"{kind.wrong} against autograd"):
+            check_gradients(*asked)
     else:
-        with pytest.raises(ExportError, match="gradient_samples against autograd"):
-            check_gradients(tmp_path / "graph.onnx", graph, **inputs)
+        check_gradients(*asked)
 
 
-class Signs(torch.nn.Module):
-    """The summary's outputs that hang on signs, of gradient samples that are given; `nudge` plays the part of rounding."""
+class Marks(torch.nn.Module):
+    """Outputs that hang on which side of a mark samples lie, of samples that are given; `nudge` plays the part of rounding."""
 
-    def __init__(self, nudge: float) -> None:
+    def __init__(self, outputs: list[str], nudge: float) -> None:
         super().__init__()
-        self.nudge = nudge
-        self.summarise = Summarise(count=4, return_levels=(0.5,), cvar_level=0.5, norm_levels=(0.5,))
+        self.outputs, self.nudge = outputs, nudge
+        self.summarise = Summarise(count=4, critics=2, return_threshold=0.0)
 
     def forward(self, samples: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        gradients = samples[..., None] + self.nudge
-        summary = self.summarise(samples, gradients)
-        return summary.gradient_sign_agreement, summary.gradient_resultant_length, summary.gradient_samples
+        nudged = samples + self.nudge
+        passed_on = {"data_distance": samples[:, 0], "observation_gradient": samples}
+        summary = self.summarise(nudged, nudged.unsqueeze(1), **passed_on)
+        return tuple(getattr(summary, name) for name in self.outputs)
 
 
+@pytest.mark.parametrize("marked", ["return_below_threshold", "gradient_sign_agreement"])
 @pytest.mark.parametrize(
     ("sample", "nudge", "agrees"),
     [(-1e-6, 2e-6, True), (-2e-3, 4e-3, False), (-2e-5, 4e-5, True)],
     ids=["within rounding", "a clear sample", "just within"],
 )
-def test_only_samples_of_rounding_size_may_change_their_sign(
-    tmp_path: Path, sample: float, nudge: float, agrees: bool
+def test_only_samples_of_rounding_size_may_change_sides(
+    tmp_path: Path, marked: str, sample: float, nudge: float, agrees: bool
 ) -> None:
-    outputs = ["gradient_sign_agreement", "gradient_resultant_length", "gradient_samples"]
+    outputs = [marked, "gradient_resultant_length", "gradient_samples", "return_samples"]
     samples = torch.tensor([[1.0, 0.5, sample, 0.7]]).repeat(8, 1)
     samples[1:, 2] = -0.3
-    export_graph(Signs(nudge), {"samples": samples}, outputs, tmp_path / "signs.onnx")
+    export_graph(Marks(outputs, nudge), {"samples": samples}, outputs, tmp_path / "marks.onnx")
     if agrees:
-        check_graph(tmp_path / "signs.onnx", Signs(0.0), {"samples": samples}, outputs)
+        check_graph(tmp_path / "marks.onnx", Marks(outputs, 0.0), {"samples": samples}, outputs)
     else:
-        with pytest.raises(ExportError, match="gradient_sign_agreement at batch 1 differs"):
-            check_graph(tmp_path / "signs.onnx", Signs(0.0), {"samples": samples}, outputs)
+        with pytest.raises(ExportError, match=f"{marked} at batch 1 differs"):
+            check_graph(tmp_path / "marks.onnx", Marks(outputs, 0.0), {"samples": samples}, outputs)
 
 
 def test_run_with_fewer_transitions_than_probes_is_exported(tmp_path: Path) -> None:
     agent = AgentConfig(hidden=16, noise_size=4, latent=2, samples=3)
     shortest = {"steps": 2, "warmup_steps": 1, "batch": 1, "evaluation_episodes": 1, "forecast_updates": 1}
     train(TrainConfig(env="Reacher-v5", device="cpu", out=tmp_path / "run", agent=agent, **shortest))
-    export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle", samples=4))
+    export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle", samples=4, uncalibrated=True))
     with np.load(tmp_path / "bundle" / "golden.npz", allow_pickle=False) as golden:
         assert len(golden["observation"]) == 12
 
@@ -272,7 +408,7 @@ def test_bundle_that_cannot_be_written_gets_one_line_and_exit_code_2(run: Path, 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_export_leaves_nothing_behind(run: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     out = tmp_path / "bundles" / "bundle"
-    call = [sys.executable, "-m", "dst_core.export", str(run), "--out", str(out)]
+    call = [sys.executable, "-m", "dst_core.export", str(run), "--out", str(out), "--uncalibrated"]
     process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("bundles/.export-*")):
         assert process.poll() is None
@@ -320,5 +456,5 @@ def test_samples_are_shared_evenly_by_any_number_of_critics(tmp_path: Path) -> N
     for samples, remedy in ((8, 9), (4, 6)):
         with pytest.raises(ExportError, match=f"the run's 3 critics.*use --samples {remedy}"):
             export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle", samples=samples))
-    manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle", samples=9))
+    manifest = export(ExportConfig(run=tmp_path / "run", out=tmp_path / "bundle", samples=9, uncalibrated=True))
     assert manifest["uncertainty"]["sample_count"] == 9
