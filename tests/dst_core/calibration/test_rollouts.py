@@ -8,9 +8,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Box
 
 from deploy.demo import FIRST_DRIVE_SEED
+from dst_core.calibration.by_episode import episode_means
 from dst_core.calibration.rollouts import (
     FIRST_CALIBRATION_SEED,
     FIRST_TEST_SEED,
@@ -25,7 +27,9 @@ from dst_core.config import MAX_SEED
 from dst_core.episode import EPISODES_PER_SEED, episode_seed
 from dst_core.errors import CalibrationError
 from dst_core.evaluate import evaluation_seeds
+from dst_core.world_models.point_mass import PointMassSimulator, true_joint_samples
 from sim_bridge.tasks import make_task
+from tests.dst_core.nearest_location import NearestLocation
 
 DISCOUNT = 0.9
 LIMIT = 60
@@ -201,3 +205,35 @@ def test_task_without_its_time_limit_goes_on() -> None:
         cut = [env.step(np.zeros(2, np.float32))[3] for _ in range(50)]
         assert cut[-1] == limited
         env.close()
+
+
+def test_realised_returns_have_the_law_of_the_known_simulator() -> None:
+    """At every tick, also of those just before the time limit, they fall anywhere among true samples."""
+    model = PointMassSimulator(locations=2)
+    actor = NearestLocation(model.positions)
+    found = roll_out(
+        lambda observation: actor(torch.from_numpy(observation)).numpy(),
+        environment="PointMass2-v0",
+        perturbations=(),
+        seeds=range(150),
+        discount=DISCOUNT,
+        horizon=5,
+    )
+    one_in_seven = np.arange(len(found.realised)) % 7 == 0
+    samples = true_joint_samples(
+        torch.from_numpy(found.observation[one_in_seven]),
+        torch.from_numpy(found.action[one_in_seven]),
+        model=model,
+        actor=actor,
+        discount=DISCOUNT,
+        samples=19,
+        generator=torch.Generator().manual_seed(0),
+    ).returns.numpy()
+    rank = (samples < found.realised[one_in_seven][:, None]).sum(1)
+    episode = found.episode[one_in_seven]
+    late = np.tile(np.arange(KEPT_TICKS) >= 40, 150)[one_in_seven]
+    for least, most, share in ((0, 1, 0.1), (18, 19, 0.1), (5, 14, 0.5)):
+        within = ((least <= rank) & (rank <= most)).astype(float)
+        error = episode_means(within, episode).std() / math.sqrt(150)
+        assert abs(within.mean() - share) < 4 * error
+        assert abs(within[late].mean() - share) < 4 * math.sqrt(share / late.sum())
