@@ -134,14 +134,10 @@ def _gaps(
         for runtime in (first_runtime, second_runtime)
     )
     names, notes = _comparable(first, one, second, other)
-    same_one: dict[str, FloatArray] = {}
-    same_other: dict[str, FloatArray] = {}
-    candidates = one["action"][:, np.newaxis]
+    same: dict[str, FloatArray] = {}
     try:
-        same_one, same_other = (
-            {name: values[:, 0] for name, values in runtime.assess(observations, candidates).items()}
-            for runtime in (first_runtime, second_runtime)
-        )
+        assessed = second_runtime.assess(observations, one["action"][:, np.newaxis])
+        same = {name: values[:, 0] for name, values in assessed.items()}
     except InvalidInputError as error:
         notes.append(
             f"laws at the same actions are not compared: the second bundle refuses actions of the first: {error}"
@@ -160,7 +156,7 @@ def _gaps(
             output=name,
             size=_size(one[name]),
             served=_gap(one[name] - other[name]),
-            same_action=_gap(same_one[name] - same_other[name]) if same_other else None,
+            same_action=_gap(one[name] - same[name]) if same else None,
         )
         for name in names
     ]
@@ -170,7 +166,7 @@ def _gaps(
             output="return law (Wasserstein-1)",
             size=_size(one[samples]),
             served=_gap(wasserstein_1(one[samples], other[samples])),
-            same_action=_gap(wasserstein_1(same_one[samples], same_other[samples])) if same_other else None,
+            same_action=_gap(wasserstein_1(one[samples], same[samples])) if same else None,
         )
     )
     return gaps, notes

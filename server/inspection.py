@@ -18,7 +18,7 @@ from server.bundle_difference import BundleDifference, Gap, bundle_difference
 from server.core import ServedPolicy
 from server.errors import ServingError
 from server.graph_size import graph_size
-from server.manifest import Calibration, Manifest, Scores
+from server.manifest import Calibration, ChannelLimits, Manifest, Scores, limit
 from server.runtime import Runtime
 
 GRAPHS = ("actor.onnx", "uncertainty.onnx", "policy.onnx")
@@ -101,21 +101,21 @@ def show(console: Console, shown: Mapping[str, Any], manifest: Manifest) -> None
             "contract": shown["contract"],
         },
     )
-    table = Table("", "channel", "unit", "low", "high", "in training", title="Contract", title_justify="left")
+    channel_column = Column("channel", no_wrap=True)
+    table = Table("", channel_column, "unit", "limits", "in training", title="Contract", title_justify="left")
     rows: list[Sequence[str]] = [
         (
             f"observation {index}",
             channel.name,
             channel.unit,
-            _limit(channel.low),
-            _limit(channel.high),
+            _limits(channel),
             f"{manifest.observed_range.low[index]:.4g} to {manifest.observed_range.high[index]:.4g}",
         )
         for index, channel in enumerate(manifest.observation)
     ]
-    rows[SHOWN_ROWS:] = [("", f"and {len(rows) - SHOWN_ROWS} more", "", "", "", "")] if len(rows) > SHOWN_ROWS else []
+    rows[SHOWN_ROWS:] = [("", f"and {len(rows) - SHOWN_ROWS} more", "", "", "")] if len(rows) > SHOWN_ROWS else []
     rows += [
-        (f"action {index}", channel.name, channel.unit, _limit(channel.low), _limit(channel.high), "")
+        (f"action {index}", channel.name, channel.unit, _limits(channel), "")
         for index, channel in enumerate(manifest.action)
     ]
     _print(console, table, rows)
@@ -212,8 +212,10 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def _limit(value: float | None) -> str:
-    return "unbounded" if value is None else f"{value:g}"
+def _limits(channel: ChannelLimits) -> str:
+    if channel.low is None and channel.high is None:
+        return "unbounded"
+    return f"{limit(channel.low, -math.inf):g} to {limit(channel.high, math.inf):g}"
 
 
 def _value(value: object) -> str:

@@ -5,12 +5,14 @@ import shutil
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import wasserstein_distance
 
 from server.bundle_difference import wasserstein_1
+from server.graph_size import graph_size
 from server.inspection import GRAPHS, main
 from tests.server import small_bundle
 from tests.server.test_runtime import nudge_output
@@ -70,8 +72,20 @@ def test_sizes_are_those_that_onnx_counts(bundle, capsys):
             "nodes": len(graph.node),
             "numbers": sum(math.prod(tensor.dims) for tensor in tensors if tensor.dims),
         }
-    # Two weight matrices and two biases of the actor's one layer, and its limits.
-    assert described["graphs"]["actor.onnx"]["numbers"] >= small_bundle.A * (small_bundle.S + 1)
+    # The weights and biases of the actor's one layer, its lower limits, and half of its ranges.
+    assert described["graphs"]["actor.onnx"]["numbers"] == small_bundle.A * (small_bundle.S + 1 + 2)
+
+
+def test_numbers_stored_in_nodes_count_too():
+    inside = onnx.helper.make_node(
+        "Constant", [], ["inside"], value=onnx.numpy_helper.from_array(np.zeros((2, 3), np.float32))
+    )
+    add = onnx.helper.make_node("Add", ["inside", "beside"], ["sum"])
+    beside = onnx.numpy_helper.from_array(np.zeros((1, 3), np.float32), "beside")
+    result = onnx.helper.make_tensor_value_info("sum", onnx.TensorProto.FLOAT, (2, 3))
+    model = onnx.helper.make_model(onnx.helper.make_graph([inside, add], "sums", [], [result], [beside]))
+    size = graph_size(model.SerializeToString())
+    assert (size.nodes, size.numbers) == (2, 9)
 
 
 def test_bundle_is_shown_as_its_manifest_says(bundle, loaded, capsys):
@@ -125,6 +139,36 @@ def test_differences_in_actions_and_laws_are_as_large_as_they_were_made(bundle, 
         {"what": "training.configuration.agent", "first": "absent", "second": {"hidden": 8}}
     ]
     assert changes["contract"] == changes["evaluation"] == changes["training data"] == []
+
+
+def test_new_actor_under_the_old_critic_changes_the_served_law_and_no_law_at_the_same_actions(bundle, tmp_path, capsys):
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    for graph, bias in (("actor.onnx", "layer.bias"), ("policy.onnx", "actor.layer.bias")):
+        model = onnx.load(copy / graph)
+        [weight] = [tensor for tensor in model.graph.initializer if tensor.name == bias]
+        weight.CopyFrom(onnx.numpy_helper.from_array(np.float32([0.8, -0.8]), bias))
+        onnx.save(model, copy / graph)
+    old, new = (onnxruntime.InferenceSession(path / "policy.onnx") for path in (bundle, copy))
+    inputs = {"observation": np.load(copy / "golden.npz")["observation"]}
+    names = [output.name for output in new.get_outputs()]
+    before, after = (dict(zip(names, session.run(names, inputs), strict=True)) for session in (old, new))
+    np.savez(copy / "golden.npz", **inputs, **after)
+    difference = shown(capsys, bundle, "--diff", edit(copy, tmp_path / "new", lambda m: None))["difference"]
+    gaps = {gap["output"]: gap for gap in difference["gaps"]}
+    for index, channel in enumerate(small_bundle.ACTION):
+        moved = np.abs(before["action"][:, index] - after["action"][:, index])
+        assert gaps[f"action {channel} [N m]"]["served"] == pytest.approx(
+            {"mean": moved.mean(), "largest": moved.max()}
+        )
+    for name in ("return_mean", "return_quantiles_corrected", "gradient_mean"):
+        moved = np.abs(before[name] - after[name])
+        assert gaps[name]["served"] == pytest.approx({"mean": moved.mean(), "largest": moved.max()})
+        assert gaps[name]["served"]["mean"] > 1e-2
+    laws = [wasserstein_distance(*pair) for pair in zip(before["return_samples"], after["return_samples"], strict=True)]
+    served = gaps["return law (Wasserstein-1)"]["served"]
+    assert served == pytest.approx({"mean": np.mean(laws), "largest": max(laws)}, rel=1e-4)
+    assert all(gap["same_action"]["largest"] < 1e-5 for gap in gaps.values() if gap["same_action"])
+    assert [name for name, gap in gaps.items() if not gap["same_action"]] == list(gaps)[:2]
 
 
 def test_differences_are_shown_to_people(bundle, shifted, capsys, monkeypatch):

@@ -6,6 +6,7 @@ import { milliseconds, number, percent } from "./format.js";
 const CHANNEL_COLOURS = ["--blue", "--orange", "--purple", "--green", "--pink", "--grey"];
 const OVERLAID_CHANNELS = 3;
 const BAND_OPACITY = 0.22;
+const MOST_SHARE = 4; // of a threshold that is drawn: how far beyond matters less than for how long
 const STATED_SHARE = 0.9; // of the interval that is named and quoted, where there is one
 
 // host: element that receives the charts; policy: as the server describes it (may be unknown); history: sizes are known.
@@ -90,7 +91,7 @@ function familiarity(policy) {
   const shared = {
     name: "familiar",
     title: "Is this familiar?",
-    range: (_, __, high) => [0, Math.max(calibration ? 1.25 : 0, 1.05 * (high ?? 0)) || 1],
+    range: (_, __, high) => [0, calibration ? Math.min(MOST_SHARE, Math.max(1.25, 1.05 * (high ?? 0))) : 1.05 * high || 1],
   };
   const meaning = "How far the sensors' readings lie from any seen in training, and how far the critics' opinions lie apart.";
   if (!calibration) {
