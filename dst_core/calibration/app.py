@@ -15,7 +15,7 @@ from rich.table import Table
 from dst_core.calibration.calibrate import calibrate
 from dst_core.calibration.result import CALIBRATION_FILE, Calibration, CalibrationConfig, Estimate
 from dst_core.errors import CalibrationError, ExportError, TrainingError
-from dst_core.export import load_run
+from dst_core.run import load_run
 from dst_core.served_law import served_law
 from sim_bridge.tasks import TaskError
 
