@@ -98,7 +98,7 @@ def tables(calibration: Calibration) -> list[Table]:
 
 
 def _share(estimate: Estimate) -> str:
-    return f"{estimate.value:.1%} ({estimate.low:.1%} to {estimate.high:.1%})"
+    return f"{estimate.value:.1%} ({100 * estimate.low:.1f} to {100 * estimate.high:.1f})"
 
 
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:

@@ -20,9 +20,9 @@ class CalibrationConfig:
     """How much to measure, and against which marks."""
 
     episodes: int = 400
-    """Held-out episodes that set offsets and thresholds; at least one over the rarest level (40 for the 2.5 % quantile), less one."""
+    """Held-out episodes that set offsets and thresholds; at least 39 for the 2.5 % quantile, and 99 for a false-alarm rate of 1 %."""
     test_episodes: int = 400
-    """Fresh episodes after them, from which all scores come."""
+    """Other fresh episodes, from which all scores come."""
     false_alarm_rate: float = 0.01
     """Share of ticks of the training task on which a threshold may be exceeded, in (0, 1)."""
     failure_horizon_s: float = 1.0
