@@ -68,8 +68,8 @@ def episode_bar(console: Console) -> Progress:
 
 def tables(calibration: Calibration) -> list[Table]:
     """The result for a person."""
-    holds = Table(title="central intervals on fresh episodes")
-    for column in ("nominal", "raw", "corrected", "raw width", "corrected width"):
+    holds = Table(title="share of fresh returns within central intervals, and their width")
+    for column in ("level", "raw", "corrected", "width", "corrected"):
         holds.add_column(column, justify="right")
     raw, fixed = calibration.raw, calibration.corrected
     for index, level in enumerate(calibration.levels):
