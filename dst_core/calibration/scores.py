@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-import scoringrules  # type: ignore[import-untyped]
+import scoringrules
 
 from dst_core.calibration.by_episode import Array, Indices, episode_weights, estimate, estimates
 from dst_core.calibration.conformal import Numbers
