@@ -85,7 +85,7 @@ class Runtime:
         outputs: Mapping[str, Axes],
     ) -> ort.InferenceSession:
         path = self._bundle.path / name
-        session = _open_session(self._bundle.files[name], str(path), provider)
+        session = open_session(self._bundle.files[name], str(path), provider)
         for kind, expected, found in (
             ("input", inputs, session.get_inputs()),
             ("output", outputs, session.get_outputs()),
@@ -226,7 +226,13 @@ class Runtime:
         return np.clip(actions, self._low, self._high)
 
 
-def _open_session(model: bytes, path: str, provider: Provider) -> ort.InferenceSession:
+def open_session(model: bytes, path: str, provider: Provider) -> ort.InferenceSession:
+    """A session with the options that answers are given with.
+
+    Raises:
+        BundleError: ONNX Runtime cannot load the graph.
+        ProviderError: `provider` is `cuda` and ONNX Runtime cannot run on CUDA here.
+    """
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

@@ -10,6 +10,7 @@ export class SensorBars {
   #names;
   #scales;
   #figure;
+  #rows;
   #smooth = null;
   #shown = -Infinity;
 
@@ -18,6 +19,10 @@ export class SensorBars {
     this.#names = policy.observation;
     this.#scales = policy.observation_std;
     this.#figure = document.getElementById("sensors").content.firstElementChild.cloneNode(true);
+    const list = this.#figure.querySelector("ul");
+    const row = list.firstElementChild;
+    list.replaceChildren(...this.#names.slice(0, MOST_BARS).map(() => row.cloneNode(true)));
+    this.#rows = [...list.children];
     parent.append(this.#figure);
   }
 
@@ -38,26 +43,20 @@ export class SensorBars {
   #show() {
     const bySize = this.#names.map((_, k) => k).sort((a, b) => Math.abs(this.#smooth[b]) - Math.abs(this.#smooth[a]));
     const longest = Math.abs(this.#smooth[bySize[0]]) || 1;
-    const rows = bySize.slice(0, MOST_BARS).sort((a, b) => a - b).map((k) => this.#row(k, longest));
-    this.#figure.querySelector("ul").replaceChildren(...rows);
+    const shown = bySize.slice(0, MOST_BARS).sort((a, b) => a - b);
+    shown.forEach((k, i) => this.#fill(this.#rows[i], k, longest));
     const rest = bySize.length - MOST_BARS;
     const more = this.#figure.querySelector('[data-field="more"]');
     more.hidden = rest <= 0;
     if (rest > 0) more.textContent = `and ${rest} more, none beyond ${number(Math.abs(this.#smooth[bySize[MOST_BARS]]))}`;
   }
 
-  #row(k, longest) {
-    const row = document.createElement("li");
-    const [name, track, bar, value] = ["span", "span", "span", "span"].map((tag) => document.createElement(tag));
-    name.className = "name";
-    name.textContent = this.#names[k];
-    track.className = "track";
-    bar.className = this.#smooth[k] < 0 ? "bar falls" : "bar";
-    bar.style.width = `${(100 * Math.abs(this.#smooth[k])) / longest}%`;
-    track.append(bar);
-    value.className = "value";
-    value.textContent = `${this.#smooth[k] < 0 ? "" : "+"}${number(this.#smooth[k])}`;
-    row.append(name, track, value);
-    return row;
+  #fill(row, k, longest) {
+    const value = this.#smooth[k];
+    const bar = row.querySelector(".bar");
+    row.querySelector(".name").textContent = this.#names[k];
+    row.querySelector(".value").textContent = `${value < 0 ? "" : "+"}${number(value)}`;
+    bar.classList.toggle("falls", value < 0);
+    bar.style.width = `${(100 * Math.abs(value)) / longest}%`;
   }
 }
