@@ -25,15 +25,18 @@ class BakedSamples(NamedTuple):
 
 
 class _Member(nn.Module, ABC):
-    """One critic behind its first layer; means over samples are products, whose rounding does not hang on the batch."""
+    """One critic behind its first layer.
+
+    What is summed for each row of the batch is a product of its own, so that its rounding does not hang on the rows beside it.
+    """
 
     by_observation: Tensor
     by_action: Tensor
     second: Tensor
-    average: Tensor
     second_bias: Tensor
     head: Tensor
     noise: Tensor
+    average: Tensor
 
     def __init__(self, critic: GenerativeCritic, noise: Tensor, member: int) -> None:
         super().__init__()
@@ -51,43 +54,40 @@ class _Member(nn.Module, ABC):
             self.register_buffer(name, value.detach().clone())
 
     @abstractmethod
-    def forward(self, first: Tensor) -> BakedSamples:
-        """Its samples, less the offset of the head, from its first layer before the noise, (B, H)."""
+    def forward(self, rows: Tensor, slope: Tensor) -> BakedSamples:
+        """Its samples, less the offset of the head, from rows for its second layer (B, R, H) and the first one's slope (B, R or 1, H)."""
 
 
-class LayerTwoNoise(_Member):
-    """The noise enters at the second layer: value and tangents along the action go through it once for all samples."""
+class _LayerTwoNoise(_Member):
+    """Rows are the value and the tangents along the action; the noise is added to the value behind them."""
 
     def __init__(self, critic: GenerativeCritic, noise: Tensor, member: int) -> None:
         super().__init__(critic, noise, member)
         self.noise += self.second_bias
 
-    def forward(self, first: Tensor) -> BakedSamples:
+    def forward(self, rows: Tensor, slope: Tensor) -> BakedSamples:
         """See `_Member`."""
-        value, first_slope = _silu(first)
-        rows = torch.cat([value.unsqueeze(1), first_slope.unsqueeze(1) * self.by_action], 1)
         value, tangents = (rows @ self.second).tensor_split([1], 1)
-        activated, slope = _silu(value + self.noise)
-        cotangent = ((self.average @ slope).squeeze(1) * self.head) @ self.second.mT * first_slope
+        activated, second_slope = _silu(value + self.noise)
+        cotangent = (self.average @ second_slope * self.head) @ self.second.mT * slope
         return BakedSamples(
-            returns=activated @ self.head,
-            action_gradient=(tangents * self.head) @ slope.mT,
-            observation_gradient_mean=cotangent @ self.by_observation.mT,
+            returns=self.head.unsqueeze(0) @ activated.mT,
+            action_gradient=(tangents * self.head) @ second_slope.mT,
+            observation_gradient_mean=(cotangent @ self.by_observation.mT).squeeze(1),
         )
 
 
-class InputNoise(_Member):
-    """The noise enters at the first layer: everything is done once per sample, and gradients go backward."""
+class _InputNoise(_Member):
+    """Rows are samples, and gradients go backward."""
 
-    def forward(self, first: Tensor) -> BakedSamples:
+    def forward(self, rows: Tensor, slope: Tensor) -> BakedSamples:
         """See `_Member`."""
-        value, first_slope = _silu(first.unsqueeze(1) + self.noise)
-        activated, slope = _silu(value @ self.second + self.second_bias)
-        cotangent = (slope * self.head) @ self.second.mT * first_slope
+        activated, second_slope = _silu(rows @ self.second + self.second_bias)
+        cotangent = (second_slope * self.head) @ self.second.mT * slope
         return BakedSamples(
-            returns=activated @ self.head,
+            returns=self.head.unsqueeze(0) @ activated.mT,
             action_gradient=self.by_action @ cotangent.mT,
-            observation_gradient_mean=(self.average @ cotangent).squeeze(1) @ self.by_observation.mT,
+            observation_gradient_mean=(self.average @ cotangent @ self.by_observation.mT).squeeze(1),
         )
 
 
@@ -101,24 +101,34 @@ class BakedCritic(nn.Module):
 
     first: Tensor
     first_bias: Tensor
+    into: Tensor
     offset: Tensor
 
     def __init__(self, critic: GenerativeCritic, noise: Tensor) -> None:
         super().__init__()
-        kind = InputNoise if isinstance(critic, InputNoiseCritic) else LayerTwoNoise
-        self.members = nn.ModuleList(kind(critic, noise, member) for member in range(critic.members))
+        self.noise_at_input = isinstance(critic, InputNoiseCritic)
+        kind = _InputNoise if self.noise_at_input else _LayerTwoNoise
+        members = [kind(critic, noise, member) for member in range(critic.members)]
         offset = (critic.head.bias.view(-1, 1) * critic.return_scale).expand(-1, noise.shape[2])
+        into = [member.noise if self.noise_at_input else member.by_action for member in members]
+        self.members = nn.ModuleList(members)
         self.register_buffer("first", torch.cat(critic.trunk_in.weight.unbind(), 1).detach())
         self.register_buffer("first_bias", torch.cat(critic.trunk_in.bias.unbind(), 1)[0].detach())
+        self.register_buffer("into", torch.cat(into, 1))
         self.register_buffer("offset", offset.flatten().detach().clone())
 
     def forward(self, standardised: Tensor, unit: Tensor) -> BakedSamples:
         """The samples at standardised observations (B, S) and actions in [-1, 1], (B, A)."""
-        first = torch.addmm(self.first_bias, torch.cat([standardised, unit], 1), self.first)
-        parts = [member(own) for member, own in zip(self.members, first.chunk(len(self.members), 1), strict=True)]
-        returns, by_action, by_observation = zip(*parts, strict=True)
+        first = torch.addmm(self.first_bias, torch.cat([standardised, unit], 1), self.first).unsqueeze(1)
+        if self.noise_at_input:
+            rows, slope = _silu(first + self.into)
+        else:
+            value, slope = _silu(first)
+            rows = torch.cat([value, slope * self.into], 1)
+        own = zip(self.members, *(part.chunk(len(self.members), 2) for part in (rows, slope)), strict=True)
+        returns, by_action, by_observation = zip(*(member(*parts) for member, *parts in own), strict=True)
         return BakedSamples(
-            returns=torch.cat(returns, 1) + self.offset,
+            returns=torch.cat(returns, 2).squeeze(1) + self.offset,
             action_gradient=torch.cat(by_action, 2),
             observation_gradient_mean=torch.stack(by_observation).mean(0),
         )

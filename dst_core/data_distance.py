@@ -32,7 +32,7 @@ class DataDistance(nn.Module):
     def forward(self, standardised: Tensor) -> Tensor:
         """Observations (B, S) to their distances, (B,), in standard deviations."""
         nearest = torch.addmm(self.half_square, standardised, self.columns).argmin(1)
-        difference = standardised - self.references.index_select(0, nearest)
+        difference = standardised - nn.functional.embedding(nearest, self.references)
         distance: Tensor = torch.linalg.vector_norm(difference, dim=1) * self.references.shape[1] ** -0.5
         return distance
 

@@ -1,6 +1,6 @@
 """The summary of the joint law that is served with every action, as few and cheap operations that export to ONNX.
 
-Order statistics come from one sort (TopK) and fixed interpolation weights, so quantiles never cross.
+Order statistics come from sorting (TopK) and fixed weights, so quantiles never cross.
 """
 
 from typing import NamedTuple
@@ -50,24 +50,22 @@ class Summary(NamedTuple):
 
 
 class Quantiles(nn.Module):
-    """Empirical quantiles by linear interpolation between order statistics (Hyndman and Fan 1996, type 7)."""
+    """Empirical quantiles by linear interpolation between order statistics (Hyndman and Fan 1996, type 7).
 
-    below: Tensor
-    above: Tensor
+    All levels are one product with the sorted samples; sorting them once more undoes what its rounding may cross.
+    """
+
     weight: Tensor
 
     def __init__(self, levels: tuple[float, ...], count: int) -> None:
         super().__init__()
         position = torch.tensor(levels, dtype=torch.float64) * (count - 1)
-        below = position.floor().long().clamp(max=count - 2)
-        self.register_buffer("below", below)
-        self.register_buffer("above", below + 1)
-        self.register_buffer("weight", (position - below).float())
+        distance = (torch.arange(count).unsqueeze(1) - position).abs()
+        self.register_buffer("weight", (1 - distance).clamp_min(0).float())
 
     def forward(self, ascending: Tensor) -> Tensor:
         """(B, N) sorted samples to (B, Q)."""
-        low, high = ascending.index_select(1, self.below), ascending.index_select(1, self.above)
-        return torch.minimum(low + self.weight * (high - low), high)
+        return _sorted(ascending @ self.weight)
 
 
 class Summarise(nn.Module):
@@ -101,7 +99,7 @@ class Summarise(nn.Module):
         self.return_quantiles = Quantiles(return_levels, count)
         self.norm_quantiles = Quantiles(norm_levels, count)
         share = torch.full((count,), cvar_level * count) - torch.arange(count)
-        self.register_buffer("worst", share.clamp(0, 1) / (cvar_level * count))
+        self.register_buffer("worst", share.clamp(0, 1).unsqueeze(1) / (cvar_level * count))
         own = torch.eye(critics).repeat_interleave(count // critics, 0) / (count // critics)
         self.register_buffer("between", own / critics**0.5)
         self.register_buffer("return_threshold", torch.tensor(return_threshold))
@@ -112,7 +110,7 @@ class Summarise(nn.Module):
         """Summarise returns (B, N) and their action gradients (B, A, N); what is not of the samples, (B,) and (B, S), is passed on."""
         mean, gradient_mean = returns.mean(1, keepdim=True), gradients.mean(2, keepdim=True)
         centred = returns - mean
-        ascending = self._sort(returns)
+        ascending = _sorted(returns)
         norm = torch.linalg.vector_norm(gradients, dim=1)
         direction = (gradients / norm.clamp_min(TINY).unsqueeze(1)).mean(2)
         positive = (gradients > 0).to(gradients.dtype).mean(2)
@@ -120,11 +118,11 @@ class Summarise(nn.Module):
             return_mean=mean.squeeze(1),
             return_std=torch.linalg.vector_norm(centred, dim=1) * self.count**-0.5,
             return_quantiles_raw=self.return_quantiles(ascending),
-            return_cvar=ascending @ self.worst,
+            return_cvar=(ascending @ self.worst).squeeze(1),
             return_below_threshold=(returns < self.return_threshold).to(returns.dtype).mean(1),
             gradient_mean=gradient_mean.squeeze(2),
             gradient_std=torch.linalg.vector_norm(gradients - gradient_mean, dim=2) * self.count**-0.5,
-            gradient_norm_quantiles=self.norm_quantiles(self._sort(norm)),
+            gradient_norm_quantiles=self.norm_quantiles(_sorted(norm)),
             gradient_sign_agreement=torch.maximum(positive, 1 - positive),
             gradient_resultant_length=torch.linalg.vector_norm(direction, dim=1),
             critic_disagreement=torch.linalg.vector_norm(centred @ self.between, dim=1),
@@ -134,5 +132,7 @@ class Summarise(nn.Module):
             gradient_samples=gradients.mT,
         )
 
-    def _sort(self, samples: Tensor) -> Tensor:
-        return samples.topk(self.count, dim=1, largest=False, sorted=True).values
+
+def _sorted(values: Tensor) -> Tensor:
+    """(B, N), ascending along each row."""
+    return values.topk(values.shape[1], dim=1, largest=False, sorted=True).values
