@@ -1,4 +1,4 @@
-"""Does the critic promise what the policy earns? Its bias on the states of evaluation episodes."""
+"""Does the critic promise what the policy earns? Its bias and its interval on the states of evaluation episodes."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -9,6 +9,7 @@ from torch import Tensor
 from dst_core.evaluate import Trajectory
 
 MOST_BOOTSTRAPPED = 0.2
+CENTRAL = (0.05, 0.95)
 ROWS_AT_ONCE = 1024
 
 Returns = Callable[[Tensor, Tensor, torch.Generator], Tensor]
@@ -20,6 +21,8 @@ class CriticBias(NamedTuple):
     mean: float
     std: float
     """Over the states."""
+    coverage: float
+    """Share of the states whose Monte-Carlo return lies within the central 90 % interval of the samples, 0 to 1."""
 
 
 def critic_bias(
@@ -45,31 +48,45 @@ def critic_bias(
     Returns:
         None where no state counts.
     """
-    differences = []
+    differences, covered = [], []
     for trajectory in trajectories:
-        predicted = _means(trajectory, returns, generator)
+        predicted, low, high = _laws(trajectory, returns, generator)
         steps = len(trajectory.rewards)
         ahead = 0.0 if trajectory.terminated else float(predicted[steps])
-        counted = torch.empty(steps, dtype=torch.float64)
+        realised = torch.empty(steps, dtype=torch.float64)
         for step in reversed(range(steps)):
             ahead = trajectory.rewards[step] + discount * ahead
-            counted[step] = ahead - predicted[step]
+            realised[step] = ahead
         left = torch.arange(steps, 0, -1, dtype=torch.float64)
         complete = torch.full((steps,), trajectory.terminated) | (discount**left <= MOST_BOOTSTRAPPED)
-        differences.append(counted[complete])
+        differences.append((realised - predicted[:-1])[complete])
+        covered.append(((low[:-1] <= realised) & (realised <= high[:-1]))[complete])
     bias = torch.cat(differences)
     if not len(bias):
         return None
-    return CriticBias(mean=float(bias.mean()), std=float(bias.std(correction=0)))
+    return CriticBias(
+        mean=float(bias.mean()), std=float(bias.std(correction=0)), coverage=float(torch.cat(covered).double().mean())
+    )
 
 
 @torch.no_grad()
-def _means(trajectory: Trajectory, returns: Returns, generator: torch.Generator) -> Tensor:
-    """E Z(s_t, a_t) for every observation of an episode, the last one included, (T + 1,)."""
+def _laws(trajectory: Trajectory, returns: Returns, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """E Z(s_t, a_t) for every observation of an episode, the last one included, and the ends of its central interval, each (T + 1,)."""
     observations, actions = (
         torch.split(torch.from_numpy(rows).to(generator.device), ROWS_AT_ONCE)
         for rows in (trajectory.observations, trajectory.actions)
     )
     pairs = zip(observations, actions, strict=True)
-    means = [returns(observation, action, generator).mean((0, 2)) for observation, action in pairs]
-    return torch.cat(means).double().cpu()
+    drawn = [returns(observation, action, generator).transpose(0, 1).flatten(1) for observation, action in pairs]
+    samples = torch.cat(drawn).double().cpu()
+    low, high = torch.quantile(samples, _positions(samples.shape[1]), dim=1)
+    return samples.mean(1), low, high
+
+
+def _positions(samples: int) -> Tensor:
+    """Levels at which `torch.quantile` takes the k-th of n sorted samples as the quantile k / (n + 1).
+
+    So many of further draws from the same law lie below it on average; the outermost samples stand for what lies beyond them.
+    """
+    levels = torch.tensor(CENTRAL, dtype=torch.float64)
+    return ((levels * (samples + 1) - 1) / max(samples - 1, 1)).clamp(0, 1)

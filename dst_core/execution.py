@@ -9,9 +9,9 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +38,12 @@ class Execution:
     """Of torch on the CPU."""
     device: str = "cpu"
     """Kind of device, cpu or cuda."""
+
+    @classmethod
+    def kept(cls, plain: dict[str, Any], *, device: torch.device) -> "Execution":
+        """What a run chose once, on this machine: eager where nothing can compile it any more."""
+        execution = cls(**{**plain, "device": device.type})
+        return replace(execution, compiled=execution.compiled and can_compile(device))
 
     def prepare(self, part: Callable[P, R]) -> Callable[P, R]:
         """The part as it is to be called: always with tensors of the same shapes."""

@@ -1,14 +1,14 @@
 """The law that is served: an evaluation critic fitted to the finished actor.
 
 The critics that train the actor are pessimistic by design (truncation) and have followed a moving actor. The evaluation
-critic starts from them, keeps the actor frozen, drops nothing, and lets its step size fall to zero, so that its samples
-settle on the law of the return.
+critic begins afresh and owes them nothing: it sees one actor, drops nothing, compares without bias, and lets its step size fall to
+zero, so that its samples settle on the law of the return.
 
-What is left of the start's bias after n updates is about exp(-rate (1 - discount) n), so the Polyak rate follows from
-the number of updates: five time constants leave less than one per cent.
+Bootstrapping alone does not get there. What a backup gets wrong returns in all later ones and adds up to 1 / (1 - discount) times as
+much, and a fresh critic is at first wrong by the whole return. So two things are fitted at once: the joint law of return and gradients
+to one backup of it, as in training, and the return alone to returns that the world model imagines to their end. The second holds the
+level and the spread, the first gives the gradients their law.
 """
-
-from copy import deepcopy
 
 import torch
 
@@ -17,29 +17,39 @@ from dst_core.agent_config import AgentConfig
 from dst_core.critic import GenerativeCritic
 from dst_core.critic_learner import CriticLearner
 from dst_core.execution import EAGER, Execution
+from dst_core.model_returns import ModelReturns
+from dst_core.networks import descend, polyak
+from dst_core.sobolev_loss import sobolev_loss
 from dst_core.world_model import StepModel, Transition
 
-TIME_CONSTANTS = 5.0
-LEAST_POLYAK = 0.03  # a slower average brings nothing once the step size falls
-LEARNING_RATE = 1e-2  # at 3e-3 the critic lags behind its target: 88 where the return is 100, against 100
+POLYAK = 0.1
+LEARNING_RATE = 1e-2
 LAST_LEARNING_RATE_SHARE = 0.01
 
 
 class Forecast:
-    """A copy of the critics on its way to the law of the return of a frozen actor.
+    """A fresh critic on its way to the law of the return of a frozen actor.
 
     Args:
-        start: critics to begin from; left as they are.
-        config: samples, distance, blocks and discount; its truncation, Polyak rate and step size do not apply.
+        critic: fresh; it is moved.
+        imagined: returns of the actor from the world model.
+        config: samples, distance, blocks and discount; its truncation, estimator, Polyak rate and step size do not apply.
         updates: number of steps to come, over which the step size falls.
         execution: how they are computed.
     """
 
     def __init__(
-        self, start: GenerativeCritic, *, config: AgentConfig, updates: int, execution: Execution = EAGER
+        self,
+        critic: GenerativeCritic,
+        imagined: ModelReturns,
+        *,
+        config: AgentConfig,
+        updates: int,
+        execution: Execution = EAGER,
     ) -> None:
+        self._imagined = imagined
         self._learner = CriticLearner(
-            deepcopy(start).requires_grad_(),
+            critic,
             discount=config.discount,
             samples=config.samples,
             truncate=0.0,
@@ -49,7 +59,7 @@ class Forecast:
             bandwidth=config.bandwidth,
             estimator="unbiased",
             gradient_weight=config.gradient_weight,
-            polyak=min(max(TIME_CONSTANTS / ((1 - config.discount) * updates), LEAST_POLYAK), 1.0),
+            polyak=POLYAK,
             learning_rate=LEARNING_RATE,
             max_gradient_norm=config.max_gradient_norm,
         )
@@ -65,5 +75,27 @@ class Forecast:
 
     def step(self, transition: Transition, *, model: StepModel, actor: Actor, generator: torch.Generator) -> None:
         """One step towards the law; arguments as `CriticLearner.step`."""
-        self._learner.step(transition, model=model, actor=actor, generator=generator)
+        learner = self._learner
+        target = learner.target(transition, model=model, actor=actor, generator=generator)
+        learner.scale.update(target)
+        loss = learner.loss(transition, target, generator) + self._distance_to_imagined(
+            len(transition.reward), generator
+        )
+        descend(learner.optimiser, loss, max_gradient_norm=learner.max_gradient_norm)
+        polyak(learner.target_critic, learner.critic, learner.polyak)
         self._schedule.step()
+
+    def _distance_to_imagined(self, batch: int, generator: torch.Generator) -> torch.Tensor:
+        """Distance of the critics' returns to imagined ones, () in the units of `CriticLearner.loss`."""
+        learner, (observation, action, returns) = self._learner, self._imagined
+        rows = torch.randint(len(returns), (batch,), generator=generator, device=returns.device)
+        predicted = learner.returns(observation[rows], action[rows], generator)
+        return sobolev_loss(
+            predicted.unsqueeze(-1),
+            returns[rows].unsqueeze(-1),
+            std=learner.scale.std[:1],
+            gradient_weight=learner.gradient_weight,
+            distance="mmd",
+            kernel=learner.kernel,
+            bandwidth=learner.bandwidth,
+        )

@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_DIRECTORY = "tensorboard"
-Kind = Literal["episode", "execution", "update", "evaluation", "warning"]
+Kind = Literal["episode", "execution", "update", "evaluation", "forecast", "warning"]
 Value = float | str | None | tuple[float, ...]
 
 

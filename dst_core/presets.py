@@ -28,7 +28,7 @@ PRESETS: dict[str, TrainConfig] = {
         warmup_steps=500,
         batch=128,
         evaluate_every=500,
-        forecast_updates=1500,
+        forecast_updates=1000,
         agent=SWING_UP,
     ),
     "Pendulum": TrainConfig(

@@ -7,6 +7,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from dst_core.config import TrainConfig
 from dst_core.critic_bias import CriticBias
@@ -32,7 +33,9 @@ class TrainingProgress:
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task(config.env, total=config.steps, completed=start, state="")
+        self._task = self._bar.add_task(
+            config.env, total=config.steps, completed=start, state="", visible=start < config.steps
+        )
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -92,8 +95,21 @@ class TrainingProgress:
 
     def track_forecast(self, updates: int) -> Iterator[int]:
         """Show the fit of the evaluation critic while its updates are counted."""
-        self.say("fitting the evaluation critic to the finished actor")
         task = self._bar.add_task("evaluation critic", total=updates, state="")
         for update in range(updates):
             yield update
             self._bar.advance(task)
+
+    def critics(self, compared: dict[str, dict[str, float]], *, episodes: int) -> None:
+        """Leave a table: training critics and evaluation critic against the realised discounted returns of the episodes."""
+        if not compared:
+            self.say(f"the {episodes} evaluation episodes are too short to tell the critics' bias")
+            return
+        table = Table(title=f"realised discounted returns of {episodes} evaluation episodes", title_justify="left")
+        table.add_column()
+        for heading in ("less the predicted mean", "within 90 % interval"):
+            table.add_column(heading, justify="right")
+        for name, law in compared.items():
+            bias = f"{law['bias']:.3g} ± {law['bias_std']:.3g}"
+            table.add_row(f"{name} critic{'s' if name == 'training' else ''}", bias, f"{law['coverage']:.0%}")
+        self.console.print(table, highlight=False)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dst_core.agent import Agent
 from dst_core.algorithms import generative_critic
-from dst_core.checkpoint import load_checkpoint, load_optimiser, optimiser_tensors, save_checkpoint
+from dst_core.checkpoint import load_checkpoint, load_config, load_optimiser, optimiser_tensors, save_checkpoint
 from dst_core.config import TrainConfig
 from dst_core.critic import GenerativeCritic
 from dst_core.episode import Episode
@@ -58,8 +58,8 @@ KEPT = (
     "config",
     "device",
 )
-Purpose = Literal["evaluation", "forecast"]
-STREAMS: dict[Purpose, int] = {"evaluation": 1, "forecast": 2}
+Purpose = Literal["evaluation", "forecast", "fresh critic", "critics"]
+STREAMS: dict[Purpose, int] = {"evaluation": 1, "forecast": 2, "fresh critic": 3, "critics": 4}
 
 
 @dataclass(kw_only=True)
@@ -119,6 +119,7 @@ class Run:
                 "early_warning": {},
                 "metrics_size": 0,
                 "forecast": False,
+                "critics": {},
                 "execution": {},
             },
         )
@@ -140,6 +141,14 @@ class Run:
         """
         entropy = [self.config.seed, self.progress["step"]]
         return _generator(self.replay.device, np.random.SeedSequence(entropy, spawn_key=(STREAMS[purpose],)))
+
+    def fresh_critic(self) -> GenerativeCritic:
+        """An evaluation critic that has learned nothing: parameters from seed and step, scales of the data as the agent has them."""
+        agent = self.agent
+        with seeded_construction(self.noise("fresh critic").initial_seed(), self.replay.device):
+            critic = generative_critic(self.config.agent, observation=agent.observation, action=agent.action)
+        critic.return_scale.copy_(agent.critics.critic.return_scale)
+        return critic
 
     def save(self, directory: Path) -> None:
         """Write the checkpoint.
@@ -198,7 +207,34 @@ class Run:
             raise TrainingError(
                 f"the checkpoint in {directory} does not fit this task: {error}; train again into another --out"
             ) from error
-        self.progress = progress
+        self.progress = {"critics": {}, **progress}
+
+
+def load_run(directory: Path, device: torch.device | None = None) -> Run:
+    """A finished run, on the CPU unless another device is given.
+
+    Raises:
+        TrainingError: if there is none, it is damaged, it is of another algorithm than dst, or it was interrupted before its last step was
+            done and its evaluation critic fitted.
+    """
+    plain = load_config(directory)
+    try:
+        config = TrainConfig.from_json(plain, out=directory)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+    if config.agent.algorithm != "dst":
+        raise TrainingError(
+            f"the run in {directory} was trained with {config.agent.algorithm}, which learns no law of the return and its gradients "
+            "to serve; train with --agent.algorithm dst to export"
+        )
+    run = Run.start(config, device or torch.device("cpu"))
+    run.restore(directory)
+    if run.progress["step"] < config.steps or not run.progress["forecast"]:
+        raise TrainingError(
+            f"the run in {directory} stopped at step {run.progress['step']} of {config.steps} and is not finished; "
+            "finish it with the same dst-train command and --resume"
+        )
+    return run
 
 
 def _generator(device: torch.device, entropy: np.random.SeedSequence) -> torch.Generator:

@@ -13,6 +13,7 @@ import tyro
 from dst_core.checkpoint import CHECKPOINT_FILE, CONFIG_FILE, write_json
 from dst_core.config import TrainConfig
 from dst_core.errors import DivergedError, TrainingError
+from dst_core.evaluate_critic import FLAG, evaluate_critic, parse_evaluate_critic
 from dst_core.interruption import Interruption
 from dst_core.metrics import Metrics
 from dst_core.presets import PRESETS, choices_of_preset, chosen_env, preset_of
@@ -31,6 +32,7 @@ examples:
   dst-train --env InvertedPendulum-v5 --steps 20000 --seed 0 --out runs/pendulum
   dst-train --env Hopper-v5 --steps 100000 --perturb actuation=0.1 dynamics=0.01 --video --out runs/hopper
   dst-train --env InvertedPendulum-v5 --steps 40000 --seed 0 --out runs/pendulum --resume   (goes on, further)
+  dst-train --evaluate-critic --out runs/pendulum --forecast-updates 4000   (fits the evaluation critic of a finished run again)
   dst-train --env Hopper-v5 --help   (with the defaults of this task)
 
 Tasks with a preset, their own defaults, which every flag overrides: {", ".join(sorted(PRESETS))}.
@@ -126,6 +128,15 @@ def parse_arguments(arguments: Sequence[str]) -> TrainConfig:
     return tyro.cli(TrainConfig, prog="dst-train", description=DESCRIPTION, args=arguments, default=preset_of(env))
 
 
+def _run(arguments: Sequence[str]) -> int:
+    if FLAG in arguments:
+        return evaluate_critic(parse_evaluate_critic(arguments))
+    config = parse_arguments(arguments)
+    if preset := choices_of_preset(config):
+        print(f"preset of {config.env}:", *(f"{flag} {value}" for flag, value in preset.items()), flush=True)
+    return train(config)
+
+
 def _leave(number: int, _frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
 
@@ -135,10 +146,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _leave)
     try:
-        config = parse_arguments(sys.argv[1:])
-        if preset := choices_of_preset(config):
-            print(f"preset of {config.env}:", *(f"{flag} {value}" for flag, value in preset.items()), flush=True)
-        code = train(config)
+        code = _run(sys.argv[1:])
     except (TrainingError, TaskError, ValueError) as error:
         print(f"dst-train: {error}", file=sys.stderr)
         sys.exit(2)

@@ -17,8 +17,8 @@ from dst_core.early_warning import EarlyWarning
 from dst_core.episode import Environment, NotDeterministicError, Step, episode_seed
 from dst_core.errors import DivergedError
 from dst_core.evaluate import evaluate, evaluation_seeds, torch_policy
-from dst_core.execution import EAGER, Execution, can_compile, choose_execution, keep_compiled_code, using_threads
-from dst_core.forecast import Forecast
+from dst_core.evaluation_critic import fit_evaluation_critic
+from dst_core.execution import EAGER, Execution, choose_execution, keep_compiled_code, using_threads
 from dst_core.interruption import Interruption
 from dst_core.metrics import Metrics
 from dst_core.model_quality import held_out, model_quality
@@ -94,12 +94,11 @@ class Trainer:
             )
             progress["execution"] = dataclasses.asdict(execution)
             self.metrics.write("execution", progress["step"], **progress["execution"])
-        execution = Execution(**{**progress["execution"], "device": self.run.replay.device.type})
-        if execution.compiled and not can_compile(self.run.replay.device):
+        execution = Execution.kept(progress["execution"], device=self.run.replay.device)
+        if progress["execution"]["compiled"] and not execution.compiled:
             self._warn(
                 "this run was compiled, here is no C++ compiler (g++ or clang++): it goes on eager, with other rounding"
             )
-            execution = dataclasses.replace(execution, compiled=False)
         if execution.compiled:
             keep_compiled_code()
             self.uncompiled = self.run.config.agent.actor_delay
@@ -303,16 +302,14 @@ class Trainer:
 
         Other algorithms than DST learn no such law: their runs end here and are not exported.
         """
-        run, learner = self.run, self.run.agent.critics
-        if run.progress["forecast"] or not isinstance(learner, CriticLearner):
+        if self.run.progress["forecast"] or not isinstance(self.run.agent.critics, CriticLearner):
             return
         self._save()  # the fit takes minutes
-        updates, noise = run.config.forecast_updates, run.noise("forecast")
-        forecast = Forecast(learner.critic, config=run.config.agent, updates=updates, execution=self.execution)
-        for _ in self.progress.track_forecast(updates):
-            if self.interruption:
-                return
-            transition = run.replay.sample(run.config.batch, noise)
-            forecast.step(transition, model=run.agent.model, actor=run.agent.actor, generator=noise)
-        run.forecast.load_state_dict(forecast.critic.state_dict())
-        run.progress["forecast"] = True
+        fit_evaluation_critic(
+            self.run,
+            updates=self.run.config.forecast_updates,
+            execution=self.execution,
+            progress=self.progress,
+            metrics=self.metrics,
+            interrupted=lambda: bool(self.interruption),
+        )

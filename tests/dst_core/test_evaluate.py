@@ -135,6 +135,31 @@ def test_critic_that_knows_the_return_has_no_bias() -> None:
     assert bias.std == pytest.approx(0, abs=1e-4)
 
 
+def test_coverage_is_the_share_of_returns_between_the_quantiles_of_the_samples() -> None:
+    """With 19 samples the central 90 % interval reaches from the least to the greatest of them."""
+    rewards = [0.0] * 9 + [1.0] * 11
+
+    def about_zero(observation: Tensor, action: Tensor, _: torch.Generator) -> Tensor:
+        return torch.linspace(-0.5, 0.5, 19).expand(1, len(observation), 19)
+
+    bias = critic_bias([trajectory(rewards, terminated=True)], returns=about_zero, discount=0.5, generator=generator())
+    realised = [sum(0.5**ahead * reward for ahead, reward in enumerate(rewards[start:])) for start in range(20)]
+    assert bias is not None
+    assert bias.coverage == statistics.fmean(-0.5 <= value <= 0.5 for value in realised)
+    assert 0 < bias.coverage < 1
+
+
+@pytest.mark.parametrize("samples", [19, 39, 99])
+def test_interval_of_few_samples_of_the_true_law_holds_nine_tenths(samples: int) -> None:
+    def noise(observation: Tensor, action: Tensor, source: torch.Generator) -> Tensor:
+        return torch.randn(1, len(observation), samples, generator=source)
+
+    rewards = np.random.default_rng(0).standard_normal(20_000).tolist()
+    bias = critic_bias([trajectory(rewards, terminated=True)], returns=noise, discount=1e-9, generator=generator())
+    assert bias is not None
+    assert bias.coverage == pytest.approx(0.9, abs=0.008)
+
+
 class LinearGaussian(LearnedModel):
     """s' ~ N(s + gain a, noise^2), r ~ N(0, noise^2) for one observation and one action, in standardised units that are the user's."""
 

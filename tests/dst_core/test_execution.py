@@ -99,7 +99,7 @@ def test_compiled_run_goes_on_eager_where_there_is_no_compiler_and_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("dst_core.trainer.choose_execution", lambda **_: Execution(compiled=True))
-    monkeypatch.setattr("dst_core.trainer.can_compile", lambda device: False)
+    monkeypatch.setattr("dst_core.execution.can_compile", lambda device: False)
     monkeypatch.delattr(torch, "compile")
     train(config(tmp_path))
     assert "no C++ compiler" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,11 @@ from dst_core.agent import Agent
 from dst_core.agent_config import AgentConfig
 from dst_core.checkpoint import CHECKPOINT_FILE, CONFIG_FILE, _separate, load_checkpoint, save_checkpoint, write_json
 from dst_core.config import TrainConfig
+from dst_core.critic import GenerativeCritic
 from dst_core.errors import DivergedError, TrainingError
-from dst_core.export import load_run
 from dst_core.metrics import METRICS_FILE
-from dst_core.run import Run, choose_device
+from dst_core.progress import TrainingProgress
+from dst_core.run import Run, choose_device, load_run
 from dst_core.train import main, train
 from dst_core.trainer import Trainer
 from sim_bridge.tasks import TaskError
@@ -79,6 +81,134 @@ def test_run_writes_configuration_evaluations_and_tensorboard_logs(tmp_path: Pat
     assert sum(line["length"] for line in episodes) <= 60
     assert all(line["return"] == line["length"] - 1 for line in episodes)  # reward 1 per step but the one that falls
     assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def forecasts(out: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (out / METRICS_FILE).read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "forecast"]
+
+
+def test_run_ends_with_both_critics_compared_on_the_same_episodes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config(tmp_path))
+    (line,) = forecasts(tmp_path)
+    compared = load_run(tmp_path).progress["critics"]
+    assert (line["step"], line["updates"], line["episodes"]) == (60, 5, 2)
+    for critics in ("training", "evaluation"):
+        for measure in ("bias", "bias_std", "coverage"):
+            assert line[f"{critics}_{measure}"] == compared[critics][measure]
+        assert 0 <= compared[critics]["coverage"] <= 1
+    evaluations = [json.loads(text) for text in (tmp_path / METRICS_FILE).read_text().splitlines()]
+    *_, last = (found for found in evaluations if found["kind"] == "evaluation")
+    assert compared["training"]["bias"] == pytest.approx(last["critic_bias"], abs=0.5)  # from other noise
+    assert compared["training"]["bias"] != compared["evaluation"]["bias"]
+    shown = capsys.readouterr().out
+    for word in ("realised discounted returns of 2", "training critics", "evaluation critic"):
+        assert word in shown
+
+
+def call_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(sys, "argv", ["dst-train", *arguments])
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main()
+    finally:
+        for which, handler in previous.items():
+            signal.signal(which, handler)
+    return int(ended.value.code or 0)
+
+
+def test_evaluate_critic_gives_the_critic_the_run_ended_with_or_a_longer_fit_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(config(tmp_path))
+    first, again = tensors(tmp_path), ["--evaluate-critic", "--out", str(tmp_path)]
+    assert call_main(monkeypatch, *again, "--forecast-updates", "9") == 0
+    longer = tensors(tmp_path)
+    changed = {name for name in first if not torch.equal(first[name], longer[name])}
+    assert changed
+    assert all(name.startswith("forecast.") for name in changed)
+    assert call_main(monkeypatch, *again, "--forecast-updates", "9") == 0
+    assert all(torch.equal(longer[name], value) for name, value in tensors(tmp_path).items())
+    assert call_main(monkeypatch, *again) == 0
+    assert all(torch.equal(first[name], value) for name, value in tensors(tmp_path).items())
+    assert [line["updates"] for line in forecasts(tmp_path)] == [5, 9, 9, 5]
+    assert train(config(tmp_path, steps=80, resume=True)) == 0
+    assert [line["step"] for line in forecasts(tmp_path)] == [60, 60, 60, 60, 80]
+
+
+def test_interrupted_evaluate_critic_leaves_the_run_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config(tmp_path))
+    checkpoint, log = ((tmp_path / name).read_bytes() for name in (CHECKPOINT_FILE, METRICS_FILE))
+    track = TrainingProgress.track_forecast
+
+    def interrupting(progress: TrainingProgress, total: int) -> Iterator[int]:
+        for update in track(progress, total):
+            if update == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield update
+
+    monkeypatch.setattr(TrainingProgress, "track_forecast", interrupting)
+    assert call_main(monkeypatch, "--evaluate-critic", "--out", str(tmp_path)) == 130
+    assert (tmp_path / CHECKPOINT_FILE).read_bytes() == checkpoint
+    assert (tmp_path / METRICS_FILE).read_bytes() == log
+    assert "is as it was" in capsys.readouterr().out
+
+
+def test_evaluation_critic_that_is_not_finite_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config(tmp_path))
+    before = (tmp_path / CHECKPOINT_FILE).read_bytes()
+    fresh = Run.fresh_critic
+
+    def poisoned(run: Run) -> GenerativeCritic:
+        critic = fresh(run)
+        critic.head.bias.data.fill_(torch.nan)
+        return critic
+
+    monkeypatch.setattr(Run, "fresh_critic", poisoned)
+    assert call_main(monkeypatch, "--evaluate-critic", "--out", str(tmp_path)) == 1
+    assert "not finite after 5 updates" in capsys.readouterr().err
+    assert (tmp_path / CHECKPOINT_FILE).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        (None, [], "holds no run"),
+        ({"agent": AgentConfig(algorithm="td3", hidden=8)}, [], "trained with td3"),
+        ({}, ["--forecast-updates", "0"], "forecast_updates must be at least 1, got 0"),
+    ],
+)
+def test_evaluate_critic_refuses_by_name(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    case: tuple[dict[str, object] | None, list[str], str],
+) -> None:
+    changes, arguments, message = case
+    if changes is not None:
+        train(config(tmp_path, **changes))
+    capsys.readouterr()
+    assert call_main(monkeypatch, "--evaluate-critic", "--out", str(tmp_path), *arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_help_shows_evaluate_critic(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert call_main(monkeypatch, "--help") == 0
+    assert "--evaluate-critic --out" in capsys.readouterr().out
+    assert call_main(monkeypatch, "--evaluate-critic", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "--forecast-updates" in shown
+    assert "--agent" not in shown
 
 
 def test_resumed_run_continues_to_more_steps(tmp_path: Path) -> None:
