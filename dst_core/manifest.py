@@ -3,20 +3,17 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dst_core.calibration.result import Calibration
+from dst_core.contract import plain_contract
 from dst_core.evaluate import evaluation_seeds
 from dst_core.graphs import UncertaintyGraph
 from dst_core.run import Run
 from dst_core.served_law import NOISE_SEED
 from dst_core.summary import CVAR_LEVEL, NORM_LEVELS, RETURN_LEVELS
-from sim_bridge.tasks import Channel
 
 FORMAT_VERSION = 2
 NAME_LENGTH = 64
@@ -28,15 +25,13 @@ def describe(
     run: Run, law: UncertaintyGraph, *, name: str | None, observation_gradient: bool, calibration: Calibration | None
 ) -> dict[str, Any]:
     """Everything but `files` and `version`; the name is that of the task unless given."""
-    contract, agent, evaluations = run.contract, run.agent, run.progress["evaluations"]
+    agent, evaluations = run.agent, run.progress["evaluations"]
     first, last = evaluations[0], evaluations[-1]
     return {
         "format_version": FORMAT_VERSION,
         "name": name or policy_name(run.config.env),
         "task": {"environment": run.config.env, "perturbations": list(run.config.perturb)},
-        "observation": [_channel(channel) for channel in contract.observation],
-        "action": [_channel(channel) for channel in contract.action],
-        "control_period_s": contract.control_period_s,
+        **plain_contract(run.contract),
         "normalisation": {
             "observation_mean": agent.observation.mean.tolist(),
             "observation_std": agent.observation.std.tolist(),
@@ -89,11 +84,6 @@ def write_sealed(manifest: dict[str, Any], directory: Path) -> dict[str, Any]:
 def policy_name(environment: str) -> str:
     """The name a policy has unless it is given one: the task's id in the characters and the length that names may have."""
     return re.sub(r"[^a-z0-9._-]", "-", environment.lower()).lstrip("._-")[:NAME_LENGTH]
-
-
-def _channel(channel: Channel) -> dict[str, Any]:
-    plain = asdict(channel)
-    return {**plain, **{limit: plain[limit] if np.isfinite(plain[limit]) else None for limit in ("low", "high")}}
 
 
 def _installed(name: str) -> str | None:

@@ -14,6 +14,7 @@ from dst_core.agent import Agent
 from dst_core.algorithms import generative_critic
 from dst_core.checkpoint import load_checkpoint, load_config, load_optimiser, optimiser_tensors, save_checkpoint
 from dst_core.config import TrainConfig
+from dst_core.contract import plain_contract, require_same_contract
 from dst_core.critic import GenerativeCritic
 from dst_core.episode import Episode
 from dst_core.errors import TrainingError
@@ -56,6 +57,7 @@ KEPT = (
     "updates",
     "exploration",
     "config",
+    "contract",
     "device",
 )
 Purpose = Literal["evaluation", "forecast", "fresh critic", "critics"]
@@ -168,6 +170,7 @@ class Run:
             "updates": self.agent.updates,
             "exploration": self.exploration.bit_generator.state,
             "config": self.config.to_json(),
+            "contract": plain_contract(self.contract),
             "device": self.replay.device.type,
         }
         save_checkpoint(directory, tensors, progress)
@@ -179,7 +182,7 @@ class Run:
         Noise goes on where it was on the device it was drawn on; on another it starts anew from the seed and the number of updates.
 
         Raises:
-            TrainingError: if the checkpoint is damaged or belongs to another version, task or configuration.
+            TrainingError: if the checkpoint is damaged or belongs to another version, task or configuration, or the task changed since.
         """
         device = self.replay.device
         tensors, progress = load_checkpoint(directory, device)
@@ -189,6 +192,9 @@ class Run:
                 "continue it with the version that wrote it, or train again into another --out"
             )
         _require_same_run(directory, progress.pop("config"), self.config.to_json())
+        require_same_contract(
+            progress.pop("contract"), plain_contract(self.contract), environment=self.contract.environment
+        )
         try:
             self.agent.load_state_dict(_below(tensors, "agent"))
             self.forecast.load_state_dict(_below(tensors, "forecast"))
