@@ -17,9 +17,10 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from benchmarks import growth, infer, serve, train
+from benchmarks import answers, growth, infer, serve, train
+from benchmarks.answers import show_answers
 from benchmarks.errors import BenchmarkError
-from benchmarks.reference_bundle import make_reference_bundle
+from benchmarks.reference_bundle import make_reference_bundles
 from benchmarks.timing import Timing, print_json, show
 from dst_core.errors import TrainingError
 from dst_core.sobolev_loss import Distance
@@ -27,6 +28,8 @@ from server.errors import ServingError
 from sim_bridge.errors import SimBridgeError
 
 MIN_RUNS = 10
+SERVED_SAMPLES = 32
+INFER_SAMPLES = (8, SERVED_SAMPLES, 128)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,7 @@ class Growth:
 
 @dataclass(frozen=True, kw_only=True)
 class Infer:
-    """Time inference in process, as the server does it.
+    """Time inference in process, as the server does it, and policy.onnx beside its matrix products alone.
 
     Examples:
       dst-bench infer
@@ -104,7 +107,7 @@ class Infer:
     """
 
     bundle: Path | None = None
-    """Bundle to measure; a barely trained Walker2d-v5 policy is made where none is named."""
+    """Bundle to measure; a barely trained Walker2d-v5 policy is made where none is named, with 8, 32 and 128 samples."""
     runs: int = 1000
     """Timed runs of each row."""
     json: bool = False
@@ -192,18 +195,31 @@ def run(command: Train | Growth | Infer | Serve) -> None:
             show("one DST update, eager, float32", updates, {}, unit="ms")
             show("its distance alone, with the gradient by the samples", distances, setting, unit="ms")
         return
-    with _bundle(command.bundle) as bundle:
-        if isinstance(command, Infer):
-            timings, setting = infer.measure(bundle, runs=command.runs)
-            extra: dict[str, Any] = {}
-        else:
-            timings, late_share, setting = serve.measure(bundle, runs=command.runs, rate_hz=command.rate)
-            extra = {"late_share": late_share}
+    if isinstance(command, Infer):
+        with _bundles(command.bundle, samples=INFER_SAMPLES) as bundles:
+            _infer(bundles, command)
+        return
+    with _bundles(command.bundle, samples=(SERVED_SAMPLES,)) as (bundle,):
+        timings, late_share, setting = serve.measure(bundle, runs=command.runs, rate_hz=command.rate)
+    extra = {"late_share": late_share}
     if command.json:
         print_json(_percentiles(timings) | extra | {"setting": setting})
     else:
-        title = "inference in process" if isinstance(command, Infer) else "round trips through the server"
-        show(title, timings, extra | setting)
+        show("round trips through the server", timings, extra | setting)
+
+
+def _infer(bundles: list[Path], command: Infer) -> None:
+    served = bundles[INFER_SAMPLES.index(SERVED_SAMPLES)] if len(bundles) > 1 else bundles[0]
+    timings, setting = infer.measure(served, runs=command.runs)
+    found = answers.measure(bundles, batches=infer.BATCHES, runs=command.runs)
+    if command.json:
+        graphs = [timing for answer in found for timing in (answer.policy, answer.products, answer.actor)]
+        ratios = {f"batch_{answer.batch}_samples_{answer.samples}": answer.ratio for answer in found}
+        print_json(_percentiles([*timings, *graphs]) | {"policy_over_products": ratios, "setting": setting})
+        return
+    show("inference in process", timings, {})
+    show_answers(found)
+    print(", ".join(f"{name} {value}" for name, value in setting.items()))
 
 
 def _draw_growth(updates: list[Timing], stem: Path) -> None:
@@ -231,11 +247,12 @@ def _percentiles(timings: list[Timing]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _bundle(named: Path | None) -> Iterator[Path]:
+def _bundles(named: Path | None, *, samples: tuple[int, ...]) -> Iterator[list[Path]]:
+    """The bundle that is named, or a reference bundle for each number of samples."""
     if named is not None:
-        yield named
+        yield [named]
         return
     with tempfile.TemporaryDirectory() as directory:
-        with Console(stderr=True).status("making a reference bundle (Walker2d-v5, barely trained)"):
-            bundle = make_reference_bundle(Path(directory))
-        yield bundle
+        with Console(stderr=True).status("making reference bundles (Walker2d-v5, barely trained)"):
+            bundles = make_reference_bundles(Path(directory), samples=samples)
+        yield bundles

@@ -60,17 +60,29 @@ def time_call(key: str, name: str, call: Callable[[], object], *, runs: int, per
     return summarise(key, name, durations)
 
 
-def time_in_turn(calls: Mapping[tuple[str, str], Callable[[], object]], *, runs: int) -> list[Timing]:
-    """Time calls, named by key and name, one after the other in every round: their ratios hold on a machine whose speed wanders."""
+def time_in_turn(
+    calls: Mapping[tuple[str, str], Callable[[], object]], *, runs: int, in_a_row: int = 1
+) -> list[Timing]:
+    """Time calls, named by key and name, in turn: their ratios hold on a machine whose speed wanders.
+
+    Args:
+        calls: what to time.
+        runs: how often each.
+        in_a_row: runs of one before it is the next one's turn. Where it is more than one, every turn begins with a run that is not
+            timed, so that what is timed finds its own numbers in the caches.
+    """
     durations: dict[tuple[str, str], list[float]] = {names: [] for names in calls}
     for call in calls.values():
         for _ in range(2):
             call()
-    for _ in range(runs):
+    for first in range(0, runs, in_a_row):
         for names, call in calls.items():
-            began = time.perf_counter()
-            call()
-            durations[names].append(time.perf_counter() - began)
+            if in_a_row > 1:
+                call()
+            for _ in range(min(in_a_row, runs - first)):
+                began = time.perf_counter()
+                call()
+                durations[names].append(time.perf_counter() - began)
     return [summarise(key, name, durations[key, name]) for key, name in calls]
 
 

@@ -14,9 +14,13 @@ from benchmarks import growth, reference_bundle, server_process, train
 from benchmarks.app import Growth, Infer, Serve, Train, main, run
 from benchmarks.echo import echo_stream
 from benchmarks.errors import BenchmarkError
+from benchmarks.graph_products import products_alone
 from benchmarks.paced_control import round_trips
 from benchmarks.products import products_of
 from benchmarks.timing import due_times_ns, summarise, time_in_turn
+from dst_core.graphs import export_graph
+from server.bundle import load_bundle
+from server.runtime import open_session
 from sim_bridge.control_session import Outcome, Reply
 
 MACHINE = {"processor", "cores", "system", "python"}
@@ -88,11 +92,62 @@ def test_calls_in_turn_are_each_timed_as_often() -> None:
     assert [(timing.key, timing.name, timing.runs) for timing in timings] == [("a", "A", 3), ("b", "B", 3)]
 
 
+def test_calls_in_a_row_begin_each_turn_with_one_that_is_not_timed() -> None:
+    order: list[str] = []
+    calls = {(name, name): lambda name=name: order.append(name) for name in "ab"}
+    timings = time_in_turn(calls, runs=5, in_a_row=3)
+    assert "".join(order) == "aabb" + "aaaabbbb" + "aaabbb"
+    assert [timing.runs for timing in timings] == [5, 5]
+
+
+def test_products_alone_are_the_graphs_own_products_on_the_same_numbers(tmp_path: Path) -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(5, 7)
+            self.squash = torch.nn.Linear(7, 3)
+            self.register_buffer("weight", torch.randn(3, 4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = torch.tanh(self.squash(torch.nn.functional.silu(self.layer(x))))
+            return (hidden @ self.weight).unsqueeze(1) * hidden.unsqueeze(2) @ self.weight.mT
+
+    x = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    net = Net().eval()
+    export_graph(net, {"x": x}, ["y"], tmp_path / "net.onnx")
+    alone, operations = products_alone((tmp_path / "net.onnx").read_bytes(), {"x": x.numpy()})
+    assert operations == 2 * 6 * (5 * 7 + 7 * 3 + 3 * 4 + 3 * 4 * 3)
+    found = open_session(alone, "products", "cpu").run(None, {})
+    with torch.no_grad():
+        first = net.layer(x)
+        second = net.squash(torch.nn.functional.silu(first))
+        values = (first, second, torch.tanh(second) @ net.weight, net(x))
+    for value in values:
+        assert any(one.shape == value.shape and np.allclose(one, value.numpy(), atol=1e-5) for one in found)
+    assert len(found) == 4
+
+
+def test_reference_bundles_of_several_sample_counts_are_of_one_policy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundles = reference_bundle.make_reference_bundles(tmp_path, env="InvertedPendulum-v5", hidden=8, samples=(4, 8))
+    assert capsys.readouterr().out == "", "that is where JSON goes"
+    actors = {(bundle / "actor.onnx").read_bytes() for bundle in bundles}
+    counts = [load_bundle(bundle).manifest.uncertainty.sample_count for bundle in bundles]
+    assert (len(actors), counts) == (1, [4, 8])
+
+
 def test_infer_gives_percentiles_for_every_batch_and_detail(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = measured(Infer(bundle=bundle, runs=10, json=True), capsys)
-    assert set(result) == {"p50_us", "p99_us", "setting"}
+    assert set(result) == {"p50_us", "p99_us", "policy_over_products", "setting"}
     keys = {f"batch_{batch}_{what}" for batch in (1, 8, 64) for what in ("action", "summary", "samples")}
-    assert set(result["p50_us"]) == set(result["p99_us"]) == keys | {"batch_1_summary_paced"}
+    sizes = {f"batch_{batch}_samples_4" for batch in (1, 8, 64)}
+    graphs = {f"{size}_{graph}" for size in sizes for graph in ("policy", "products", "actor")}
+    assert set(result["p50_us"]) == set(result["p99_us"]) == keys | graphs | {"batch_1_summary_paced"}
+    p50 = result["p50_us"]
+    assert result["policy_over_products"] == {
+        size: pytest.approx(p50[f"{size}_policy"] / p50[f"{size}_products"]) for size in sizes
+    }
     assert all(0 < result["p50_us"][key] <= result["p99_us"][key] for key in keys)
     expected = {"policy": "reference", "observation": 4, "action": 1, "samples": 4}
     assert result["setting"].items() >= expected.items()
@@ -114,6 +169,7 @@ def test_table_for_people_names_every_row(bundle: Path, capsys: pytest.CaptureFi
     run(Infer(bundle=bundle, runs=10))
     shown = capsys.readouterr().out
     assert "batch 64, with samples" in shown
+    assert "its products" in shown
     assert "p99 [us]" in shown
     assert "policy reference" in shown
 
@@ -233,7 +289,7 @@ def test_interrupted_training_of_the_reference_exports_nothing(tmp_path: Path, m
     monkeypatch.setattr(reference_bundle, "train", train_then_report_an_interruption)
     with pytest.raises(KeyboardInterrupt):
         reference_bundle.make_reference_bundle(tmp_path, env="InvertedPendulum-v5", hidden=8, samples=4)
-    assert not (tmp_path / "bundle").exists()
+    assert not list(tmp_path.glob("bundle*"))
 
 
 @pytest.mark.parametrize(
