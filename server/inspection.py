@@ -165,7 +165,7 @@ def _show_calibration(console: Console, calibration: Calibration | None) -> None
         {
             "critic disagreement": f"warns above {calibration.critic_disagreement_threshold:.4g}",
             "data distance": f"warns above {calibration.data_distance_threshold:.4g}",
-            "false alarms": f"{_percent(calibration.false_alarm_rate)} of held-out ticks, each",
+            "false alarms": f"on average at most {_percent(calibration.false_alarm_rate)} of ordinary ticks, each; act on a run of ticks",
         },
     )
 

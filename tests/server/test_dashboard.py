@@ -351,7 +351,12 @@ def test_calibrated_fan_is_the_corrected_one_and_says_what_it_held(server: Serve
         fan = card.locator('[data-chart="return"]')
         expect(fan.locator(".plot")).to_have_attribute("data-points", "20", timeout=PATIENCE_MS)
         expect(fan.locator('[data-field="tag"]')).to_have_text("corrected")
-        expect(fan.locator('[data-field="hint"]')).to_contain_text("on 30 fresh episodes its middle 80 % held 81 %.")
+        expect(fan.locator('[data-field="hint"]')).to_contain_text(
+            "on 30 fresh simulated episodes its middle 80 % held 81 % on average; at one moment it may be too narrow."
+        )
+        expect(card.locator('[data-chart="familiar"] [data-field="hint"]')).to_contain_text(
+            "On average at most 1 % of ordinary ticks exceed 1"
+        )
         ranges = dict(re.findall(r"(middle 80 %(?:, raw)?) ([\d.-]+ to [\d.-]+)", key_of(fan)))
         for label, quantiles in (
             ("middle 80 %", summary.return_quantiles_corrected),

@@ -99,7 +99,14 @@ def test_bundle_is_shown_as_its_manifest_says(bundle, loaded, capsys):
 
 def test_people_see_contract_calibration_and_thresholds(bundle, capsys, monkeypatch):
     text = printed(capsys, monkeypatch, bundle)
-    for part in (*small_bundle.OBSERVATION, *small_bundle.ACTION, *GRAPHS, "81.0 % (70.0 to 90.0)", "warns above 4"):
+    for part in (
+        *small_bundle.OBSERVATION,
+        *small_bundle.ACTION,
+        *GRAPHS,
+        "81.0 % (70.0 to 90.0)",
+        "warns above 4",
+        "on average at most 1 % of ordinary ticks",
+    ):
         assert part in text
     assert "not calibrated" not in text
 

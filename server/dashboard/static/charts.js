@@ -44,7 +44,8 @@ export function statedInterval(levels) {
 function heldText({ interval_levels: levels, corrected_coverage: coverage, test_episodes: episodes }) {
   const distances = levels.map((level) => Math.abs(level - STATED_SHARE));
   const k = distances.indexOf(Math.min(...distances));
-  return `Corrected by real returns: on ${episodes} fresh episodes its middle ${percent(levels[k])} held ${Number((100 * coverage[k]).toFixed(1))}\u00a0%.`;
+  const held = Number((100 * coverage[k]).toFixed(1));
+  return `Corrected: on ${episodes} fresh simulated episodes its middle ${percent(levels[k])} held ${held}\u00a0% on average; at one moment it may be too narrow.`;
 }
 
 function returnLaw(policy, sizes) {
@@ -107,7 +108,7 @@ function familiarity(policy) {
   return {
     ...shared,
     unit: "share of its threshold",
-    hint: `${meaning} Above 1, which ${percent(calibration.false_alarm_rate)} of ordinary ticks exceed, the policy's other numbers deserve less trust.`,
+    hint: `${meaning} On average at most ${percent(calibration.false_alarm_rate)} of ordinary ticks exceed 1, each signal alone; where one stays above, the policy's other numbers deserve less trust.`,
     level: { value: 1, label: "warns above", colour: "--hold" },
     series: signals.map((signal) => ({ ...signal, column: `${signal.column}.share` })),
     bands: [],
