@@ -177,6 +177,7 @@ class DescribeResponse(_message.Message):
     RETURN_THRESHOLD_FIELD_NUMBER: _builtins.int
     OBSERVATION_GRADIENT_FIELD_NUMBER: _builtins.int
     CALIBRATION_FIELD_NUMBER: _builtins.int
+    PERTURBATIONS_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     policy_version: _builtins.str
     """SHA-256 of the bundle"""
@@ -214,6 +215,10 @@ class DescribeResponse(_message.Message):
     def calibration(self) -> Global___Calibration:
         """absent where not calibrated"""
 
+    @_builtins.property
+    def perturbations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of that task, name=scale: trained, evaluated and calibrated under these"""
+
     def __init__(
         self,
         *,
@@ -236,10 +241,11 @@ class DescribeResponse(_message.Message):
         return_threshold: _builtins.float = ...,
         observation_gradient: _builtins.bool = ...,
         calibration: Global___Calibration | None = ...,
+        perturbations: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["calibration", b"calibration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "calibrated", b"calibrated", "calibration", b"calibration", "contract", b"contract", "control_period_s", b"control_period_s", "cvar_level", b"cvar_level", "discount", b"discount", "environment", b"environment", "execution_provider", b"execution_provider", "gradient_norm_levels", b"gradient_norm_levels", "observation", b"observation", "observation_gradient", b"observation_gradient", "observed_high", b"observed_high", "observed_low", b"observed_low", "policy", b"policy", "policy_version", b"policy_version", "return_quantile_levels", b"return_quantile_levels", "return_threshold", b"return_threshold", "sample_count", b"sample_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "calibrated", b"calibrated", "calibration", b"calibration", "contract", b"contract", "control_period_s", b"control_period_s", "cvar_level", b"cvar_level", "discount", b"discount", "environment", b"environment", "execution_provider", b"execution_provider", "gradient_norm_levels", b"gradient_norm_levels", "observation", b"observation", "observation_gradient", b"observation_gradient", "observed_high", b"observed_high", "observed_low", b"observed_low", "perturbations", b"perturbations", "policy", b"policy", "policy_version", b"policy_version", "return_quantile_levels", b"return_quantile_levels", "return_threshold", b"return_threshold", "sample_count", b"sample_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -259,9 +265,10 @@ class Calibration(_message.Message):
     CORRECTED_COVERAGE_FIELD_NUMBER: _builtins.int
     TEST_EPISODES_FIELD_NUMBER: _builtins.int
     false_alarm_rate: _builtins.float
-    """share of held-out ticks of the training task on which each threshold is exceeded"""
+    """Bound, for each signal alone: a tick drawn at random from a random episode of the training task, among those not
+    about to fall, exceeds its threshold with at most this probability. Act on a run of such ticks, not on one.
+    """
     critic_disagreement_threshold: _builtins.float
-    """above these a summary is worth a warning"""
     data_distance_threshold: _builtins.float
     test_episodes: _builtins.int
     @_builtins.property

@@ -159,6 +159,7 @@ def description(policy: ServedPolicy) -> pb.DescribeResponse:
         policy=manifest.name,
         policy_version=manifest.version,
         environment=manifest.task.environment,
+        perturbations=manifest.task.perturbations,
         observation=channels_to_proto(policy.observation),
         action=channels_to_proto(policy.action),
         contract=policy.fingerprint,

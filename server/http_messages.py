@@ -31,7 +31,13 @@ class ChannelReply(BaseModel):
 class CalibrationReply(BaseModel):
     """What held-out episodes say of the served law; lists have one number per interval level."""
 
-    false_alarm_rate: float
+    false_alarm_rate: Annotated[
+        float,
+        Field(
+            description="Bound, for each signal alone: a random tick of a random episode of the training task, among those not "
+            "about to fall, exceeds its threshold with at most this probability. Act on a run of such ticks, not on one."
+        ),
+    ]
     critic_disagreement_threshold: float
     data_distance_threshold: float
     interval_levels: list[float]
@@ -46,6 +52,9 @@ class PolicyReply(BaseModel):
     name: str
     version: str
     environment: str
+    perturbations: Annotated[
+        list[str], Field(description="Of the task, name=scale: trained, evaluated and calibrated under these.")
+    ]
     contract: str
     observation: list[ChannelReply]
     action: list[ChannelReply]
@@ -132,6 +141,7 @@ def policy_reply(policy: ServedPolicy) -> PolicyReply:
         name=manifest.name,
         version=manifest.version,
         environment=manifest.task.environment,
+        perturbations=manifest.task.perturbations,
         contract=policy.fingerprint,
         observation=[ChannelReply(**channel.model_dump()) for channel in manifest.observation],
         action=[ChannelReply(**channel.model_dump()) for channel in manifest.action],

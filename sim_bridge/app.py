@@ -27,7 +27,7 @@ from protos.codec import channels_to_proto
 from sim_bridge import display
 from sim_bridge.client import PolicyClient
 from sim_bridge.clock import MonotonicClock
-from sim_bridge.contract_check import contract_differences
+from sim_bridge.contract_check import contract_differences, same_perturbations
 from sim_bridge.control_loop import ControlLoop, EpisodeResult, LoopConfig
 from sim_bridge.control_session import ControlSession
 from sim_bridge.errors import ContractMismatchError, DriveConfigError, SimBridgeError
@@ -144,6 +144,8 @@ def drive(config: DriveConfig, console: Console) -> int:
         check_contract(robot, description, console)
         if not description.calibrated:
             display.print_uncalibrated(console, description.policy)
+        if not same_perturbations(config.perturb, description.perturbations):
+            display.print_other_perturbations(console, config.perturb, description)
         loop_config = loop_config_of(config, robot.contract.control_period_s)
         recorder = None
         if config.record is not None:

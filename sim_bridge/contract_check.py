@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from protos import policy_pb2 as pb
 from protos.codec import ChannelLike
+from sim_bridge.errors import TaskError
 from sim_bridge.tasks import TaskContract
+from sim_bridge.tasks.perturbations import parse_perturbation
 
 RELATIVE_TOLERANCE = 1e-6  # float32 limits written down as decimals
 
@@ -36,6 +38,19 @@ def contract_differences(robot: TaskContract, policy: pb.DescribeResponse) -> li
             )
         )
     return differences
+
+
+def same_perturbations(robot: Sequence[str], policy: Sequence[str]) -> bool:
+    """Whether both name the same perturbations at the same scales, in any order and spelling (`mass=0.10`, `mass=0.1`)."""
+    return sorted(map(_perturbation_text, robot)) == sorted(map(_perturbation_text, policy))
+
+
+def _perturbation_text(text: str) -> str:
+    try:
+        perturbation = parse_perturbation(text)
+    except TaskError:
+        return text  # of a policy whose task has perturbations that this robot does not know
+    return f"{perturbation.name}={perturbation.scale}"
 
 
 def _vector_differences(

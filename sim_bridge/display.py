@@ -8,6 +8,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from protos import policy_pb2 as pb
 from sim_bridge.contract_check import ContractDifference
 from sim_bridge.control_loop import ControlLoop, EpisodeResult, LoopStatistics
 from sim_bridge.guard import GuardState
@@ -74,6 +75,18 @@ def print_uncalibrated(console: Console, policy: str) -> None:
     """What a person must know before trusting the policy's ranges."""
     console.print(
         f"policy {policy} is not calibrated: its stated return ranges are the critics' own belief",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def print_other_perturbations(console: Console, perturb: Sequence[str], policy: pb.DescribeResponse) -> None:
+    """That the policy's ranges and thresholds were made under other noise."""
+    made = "trained and calibrated" if policy.calibrated else "trained"
+    here, there = (" ".join(texts) or "nothing" for texts in (perturb, policy.perturbations))
+    console.print(
+        f"policy {policy.policy} was {made} under {there}, this robot is perturbed by {here}: "
+        "its ranges and thresholds may not hold here",
         markup=False,
         soft_wrap=True,
     )

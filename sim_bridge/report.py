@@ -35,7 +35,7 @@ class DriveReport:
     policy_version: str
     """Its version when the run began."""
     calibrated: bool
-    """Whether its stated ranges were compared with real returns."""
+    """Whether its stated ranges were compared with realised returns."""
     dropped_records: int
     """Messages that are not in the record."""
     stale_replies: int

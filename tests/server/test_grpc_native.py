@@ -29,6 +29,7 @@ def refused(call):
 def test_describe_states_the_whole_contract(running, loaded):
     described = running.stub.Describe(pb.DescribeRequest(), timeout=PATIENCE_S)
     assert described.policy == "reacher"
+    assert list(described.perturbations) == ["action_noise=0.1"]
     assert described.policy_version == loaded.manifest.version
     assert [channel.name for channel in described.observation] == list(small_bundle.OBSERVATION)
     assert [channel.unit for channel in described.observation] == ["m", "m/s", "°C"]

@@ -148,6 +148,7 @@ def test_policy_is_described(running, loaded):
     assert listed["observation"][0] == {"name": "position", "unit": "m", "low": -2.5, "high": None}
     assert listed["version"] == loaded.manifest.version
     assert listed["control_period_s"] == 0.01
+    assert listed["perturbations"] == ["action_noise=0.1"]
 
 
 def test_healthy_and_ready(running):

@@ -89,6 +89,28 @@ def test_uncalibrated_policy_is_marked_on_terminal_and_in_report_and_record(serv
     assert next(read_record(path)).description == server.policy.description
 
 
+@pytest.mark.parametrize(
+    ("perturb", "policy", "told"),
+    [
+        ((), (), False),
+        (("observation=0.05", "actuation=0.1"), ("actuation=0.10", "observation=5e-2"), False),
+        (("actuation=0.1",), ("actuation=0.2",), True),
+        ((), ("actuation=0.1",), True),
+        (("actuation=0.1",), (), True),
+        ((), ("wind=0.1",), True),
+    ],
+)
+def test_noise_that_the_policy_was_not_made_under_is_told_in_one_line(server, perturb, policy, told):
+    server.policy.description.perturbations.extend(policy)
+    server.policy.description.calibrated = True
+    code, text = run(server, perturb=perturb, detail="none")
+    assert code == 0
+    there, here = (" ".join(texts) or "nothing" for texts in (policy, perturb))
+    line = f"policy scripted was trained and calibrated under {there}, this robot is perturbed by {here}: its ranges"
+    assert [line in shown for shown in text.splitlines()].count(True) == int(told)
+    assert ("trained and calibrated under" in text) is told
+
+
 def test_record_of_a_run_replays_exactly_and_shows_where_another_policy_differs(server, tmp_path, capsys, monkeypatch):
     path = tmp_path / "run.mcap"
     assert run(server, record=path, detail="none", name="left arm")[0] == 0
