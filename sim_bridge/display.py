@@ -81,12 +81,12 @@ def print_uncalibrated(console: Console, policy: str) -> None:
 
 
 def print_other_perturbations(console: Console, perturb: Sequence[str], policy: pb.DescribeResponse) -> None:
-    """That the policy's ranges and thresholds were made under other noise."""
+    """That what the policy says of itself was learned under other noise."""
     made = "trained and calibrated" if policy.calibrated else "trained"
     here, there = (" ".join(texts) or "nothing" for texts in (perturb, policy.perturbations))
     console.print(
         f"policy {policy.policy} was {made} under {there}, this robot is perturbed by {here}: "
-        "its ranges and thresholds may not hold here",
+        "its stated uncertainty may not hold here",
         markup=False,
         soft_wrap=True,
     )

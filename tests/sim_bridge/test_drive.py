@@ -106,7 +106,7 @@ def test_noise_that_the_policy_was_not_made_under_is_told_in_one_line(server, pe
     code, text = run(server, perturb=perturb, detail="none")
     assert code == 0
     there, here = (" ".join(texts) or "nothing" for texts in (policy, perturb))
-    line = f"policy scripted was trained and calibrated under {there}, this robot is perturbed by {here}: its ranges"
+    line = f"policy scripted was trained and calibrated under {there}, this robot is perturbed by {here}: its stated"
     assert [line in shown for shown in text.splitlines()].count(True) == int(told)
     assert ("trained and calibrated under" in text) is told
 
