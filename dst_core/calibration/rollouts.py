@@ -42,6 +42,8 @@ class Ticks:
     """(R,) steps until a terminal state, infinite where none was met"""
     fell: NDArray[np.bool_]
     """(K,) whether the episode ended in a terminal state"""
+    length: Array
+    """(K,) steps until a terminal state or the time limit, kept or not"""
 
 
 class _Kept(NamedTuple):
@@ -50,6 +52,7 @@ class _Kept(NamedTuple):
     realised: Array
     steps_to_fall: Array
     fell: bool
+    length: int
 
 
 def followed_steps(discount: float) -> int:
@@ -153,14 +156,20 @@ def _episode(
     realised = realised_returns(rewards, ticks=ticks, discount=discount, terminated=terminated)
     if not np.isfinite(realised).all():
         raise CalibrationError(f"{task_name(env)} gave a reward that is not finite in the episode of seed {seed}")
-    thinned = np.sort(np.random.default_rng(seed).choice(ticks, min(KEPT_TICKS, ticks), replace=False))
+    thinned = kept_ticks(seed, ticks)
     return _Kept(
         observation=np.stack([observations[tick] for tick in thinned]),
         action=np.stack([actions[tick] for tick in thinned]),
         realised=realised[thinned],
         steps_to_fall=len(rewards) - thinned.astype(np.float64) if terminated else np.full(len(thinned), math.inf),
         fell=bool(terminated and len(rewards) <= ordinary),
+        length=ticks,
     )
+
+
+def kept_ticks(seed: int, ticks: int) -> Indices:
+    """Up to 50 of so many ticks, ascending, from a stream of random numbers that the task of that seed does not use."""
+    return np.sort(np.random.default_rng((seed, 1)).choice(ticks, min(KEPT_TICKS, ticks), replace=False))
 
 
 def realised_returns(rewards: Sequence[float], *, ticks: int, discount: float, terminated: bool) -> Array:
@@ -196,4 +205,5 @@ def _together(episodes: list[_Kept]) -> Ticks:
         realised=np.concatenate([episode.realised for episode in episodes]),
         steps_to_fall=np.concatenate([episode.steps_to_fall for episode in episodes]),
         fell=np.array([episode.fell for episode in episodes]),
+        length=np.array([episode.length for episode in episodes], np.float64),
     )

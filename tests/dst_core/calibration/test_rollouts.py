@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box
+from gymnasium.utils.seeding import np_random
 
 from deploy.demo import FIRST_DRIVE_SEED
 from dst_core.calibration.by_episode import episode_means
@@ -183,6 +184,19 @@ def test_kept_ticks_are_a_random_choice_that_a_seed_repeats() -> None:
     np.testing.assert_allclose(often, KEPT_TICKS / LIMIT, atol=5 * 0.37 / math.sqrt(300))
     other = ticks("Endless-v0", seeds=range(10, 310))
     assert not np.array_equal(first.observation, other.observation)
+
+
+def test_kept_ticks_are_drawn_from_another_stream_than_the_task_draws_from() -> None:
+    found = ticks("Endless-v0", seeds=range(20))
+    for index in range(20):
+        task, _ = np_random(index)
+        same_stream = np.sort(task.choice(LIMIT, KEPT_TICKS, replace=False))
+        assert not np.array_equal(found.observation[found.episode == index, 0], same_stream)
+
+
+@pytest.mark.parametrize(("environment", "length"), [("Endless-v0", LIMIT), ("FallsLate-v0", LIMIT), ("Ending-v0", 7)])
+def test_length_counts_all_steps_up_to_the_limit_kept_or_not(environment: str, length: int) -> None:
+    assert ticks(environment).length.tolist() == [length] * 3
 
 
 def test_seeds_are_no_ones_elses() -> None:
