@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dst_core.calibration.calibrate import calibrate
-from dst_core.calibration.result import CALIBRATION_FILE, Calibration, CalibrationConfig, Estimate
+from dst_core.calibration.result import CALIBRATION_FILE, Calibration, CalibrationConfig, Estimate, Scores
 from dst_core.errors import CalibrationError, ExportError, TrainingError
 from dst_core.run import load_run
 from dst_core.served_law import served_law
@@ -28,7 +28,7 @@ class CalibrateConfig(CalibrationConfig):
 
     Examples:
       dst-calibrate runs/hopper
-      dst-calibrate runs/hopper --episodes 1000 --test-episodes 1000 --failure-horizon-s 0.5
+      dst-calibrate runs/hopper --episodes 4000 --test-episodes 1000 --failure-horizon-s 0.5
     """
 
     run: Annotated[Path, tyro.conf.Positional]
@@ -86,6 +86,7 @@ def tables(calibration: Calibration) -> list[Table]:
     for name in ("critic_disagreement", "data_distance"):
         mark = getattr(calibration, name)
         marks.add_row(name, f"{mark.value:.3g}", _share(mark.alarm_rate))
+    marks.caption = calibration.thresholds_with_falls
     warned = Table(title=f"warning of a fall within {calibration.failure_horizon_s:g} s")
     for column in ("signal", "area under the ROC curve"):
         warned.add_column(column, justify="left" if column == "signal" else "right")
@@ -123,11 +124,10 @@ def main() -> None:
     out = Console(soft_wrap=True)
     for table in tables(calibration):
         out.print(table)
-    raw, training = calibration.raw.bias, calibration.training_critics.bias
-    print(
-        f"returns are {raw.value:+.3g} above the predicted mean, {training.value:+.3g} above that of the training critics; "
-        f"written to {config.run / CALIBRATION_FILE}"
-    )
+    for name in ("raw", "corrected", "training_critics"):
+        scores: Scores = getattr(calibration, name)
+        print(f"{name}: returns are {scores.bias.value:+.3g} above the predicted {scores.centre} on average")
+    print(f"written to {config.run / CALIBRATION_FILE}")
 
 
 if __name__ == "__main__":

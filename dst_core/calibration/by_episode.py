@@ -22,6 +22,24 @@ def episode_weights(episode: Indices) -> Array:
     return weights
 
 
+def renumbered(episode: Indices) -> Indices:
+    """Numbers from 0 on, in the same order, for ticks of which some were left out, and so perhaps whole episodes."""
+    numbers: Indices = np.unique(episode, return_inverse=True)[1]
+    return numbers
+
+
+def draw_ticks(episode: Indices, count: int) -> Indices:
+    """Rows of ticks drawn at random, with replacement, each episode as likely as another; always the same, (count,)."""
+    return np.random.default_rng(0).choice(len(episode), count, p=episode_weights(episode))
+
+
+def mean_and_std(values: Array, episode: Indices) -> tuple[float, float]:
+    """Of (R,) under `episode_weights`."""
+    weights = episode_weights(episode)
+    mean = float(weights @ values)
+    return mean, float(np.sqrt(weights @ (values - mean) ** 2))
+
+
 def episode_means(values: NDArray[np.generic], episode: Indices) -> Array:
     """Means over the ticks of every episode, (K, ...) for (R, ...)."""
     sums = np.zeros((episode.max() + 1, *values.shape[1:]))

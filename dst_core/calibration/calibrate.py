@@ -11,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import Progress
 
+from dst_core.calibration.by_episode import draw_ticks, mean_and_std, renumbered
 from dst_core.calibration.conformal import Numbers, corrected, offsets, require_episodes
 from dst_core.calibration.forecasts import Forecasts, forecasts
 from dst_core.calibration.result import Calibration, CalibrationConfig, Energy, Scores
 from dst_core.calibration.rollouts import FIRST_CALIBRATION_SEED, FIRST_TEST_SEED, Ticks, roll_out
 from dst_core.calibration.scores import central_columns, energy_score, ensemble_crps, pit_histogram, score
-from dst_core.calibration.thresholds import require_false_alarm_rate, threshold
+from dst_core.calibration.thresholds import require_false_alarm_rate, threshold, ticks_without_a_fall
 from dst_core.calibration.warning import warnings
 from dst_core.critic_learner import CriticLearner
 from dst_core.graphs import UncertaintyGraph
@@ -26,7 +27,6 @@ from dst_core.summary import RETURN_LEVELS
 from dst_core.world_models.point_mass import simulator_of, true_joint_samples
 from sim_bridge.tasks import TaskError, make_task
 
-MEDIAN = RETURN_LEVELS.index(0.5)
 ENERGY_TICKS = 48
 ENERGY_SAMPLES = 32
 TRUE_TICKS_AT_ONCE = 4  # a whole episode of every sample is kept for its gradient
@@ -69,11 +69,11 @@ def calibrate(run: Run, law: UncertaintyGraph, config: CalibrationConfig, *, pro
     )
     moved = corrected(said.return_quantiles_raw, said.return_std, found, RETURN_LEVELS)
 
-    def scores(quantiles: Numbers, centre: Numbers) -> Scores:
+    def scores(quantiles: Numbers, mean: Numbers | None) -> Scores:
         return score(
             test.realised,
             quantiles,
-            centre,
+            mean,
             test.episode,
             quantile_levels=RETURN_LEVELS,
             levels=config.levels,
@@ -82,17 +82,19 @@ def calibrate(run: Run, law: UncertaintyGraph, config: CalibrationConfig, *, pro
     assert isinstance(run.agent.critics, CriticLearner)
     of_training = served_law(run, samples=samples, critic=run.agent.critics.critic)
     training = forecasts(of_training, test)
+    calm, test_calm, with_falls = ticks_without_a_fall(held_out, test, horizon=horizon, rate=config.false_alarm_rate)
     disagreement, distance = (
         threshold(
-            getattr(predicted, name),
-            held_out.episode,
+            getattr(predicted, name)[calm],
+            renumbered(held_out.episode[calm]),
             rate=config.false_alarm_rate,
-            test_signal=getattr(said, name),
-            test_episode=test.episode,
+            test_signal=getattr(said, name)[test_calm],
+            test_episode=renumbered(test.episode[test_calm]),
         )
         for name in ("critic_disagreement", "data_distance")
     )
-    warned, no_warnings = warnings(_signals(said), test.steps_to_fall <= horizon, test.episode)
+    warned, no_warnings = warnings(_signals(said), test.steps_to_fall <= horizon, test)
+    realised_mean, realised_std = mean_and_std(test.realised, test.episode)
     return Calibration(
         fingerprint=fingerprint(run, law),
         environment=run.config.env,
@@ -109,16 +111,17 @@ def calibrate(run: Run, law: UncertaintyGraph, config: CalibrationConfig, *, pro
         offsets=tuple(found.tolist()),
         levels=tuple(config.levels),
         raw=scores(said.return_quantiles_raw, said.return_mean),
-        corrected=scores(moved, moved[:, MEDIAN]),
+        corrected=scores(moved, None),
         training_critics=scores(training.return_quantiles_raw, training.return_mean),
         crps_samples=ensemble_crps(test.realised, said.return_samples, test.episode),
-        realised_mean=float(test.realised.mean()),
-        realised_std=float(test.realised.std()),
+        realised_mean=realised_mean,
+        realised_std=realised_std,
         pit=pit_histogram(test.realised, said.return_samples, test.episode),
         energy=_energy(run, law, test),
         false_alarm_rate=config.false_alarm_rate,
         critic_disagreement=disagreement,
         data_distance=distance,
+        thresholds_with_falls=with_falls,
         falls=int(test.fell.sum()),
         failure_horizon_s=config.failure_horizon_s,
         failure_horizon_steps=horizon,
@@ -162,8 +165,7 @@ def _energy(run: Run, law: UncertaintyGraph, ticks: Ticks) -> Energy | None:
             model = simulator_of(env)
         except TaskError:
             return None
-    random = np.random.default_rng(0)
-    rows = random.choice(len(ticks.realised), min(ENERGY_TICKS, len(ticks.realised)), replace=False)
+    rows = draw_ticks(ticks.episode, ENERGY_TICKS)
     observation, action = (torch.from_numpy(values[rows]) for values in (ticks.observation, ticks.action))
     with torch.no_grad():
         summary = law(observation, action)

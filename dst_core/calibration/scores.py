@@ -28,7 +28,7 @@ def central_columns(levels: Sequence[float], quantile_levels: Sequence[float]) -
         if np.abs(served[near] - wanted).max() > SAME_LEVEL or not 0 < level < 1:
             possible = sorted({round(1 - 2 * low, 9) for low in served if low < 0.5})
             raise CalibrationError(
-                f"levels must be central intervals between served quantiles, "
+                f"--levels must be central intervals between served quantiles, "
                 f"{', '.join(f'{share:g}' for share in possible)}, got {level:g}"
             )
         columns.append((int(near[0]), int(near[1])))
@@ -38,7 +38,7 @@ def central_columns(levels: Sequence[float], quantile_levels: Sequence[float]) -
 def score(
     realised: Numbers,
     quantiles: Numbers,
-    centre: Numbers,
+    mean: Numbers | None,
     episode: Indices,
     *,
     quantile_levels: Sequence[float],
@@ -49,7 +49,7 @@ def score(
     Args:
         realised: (R,) discounted returns.
         quantiles: (R, Q) predicted.
-        centre: (R,) predicted mean or median.
+        mean: (R,) predicted; None where there is none, and the bias is then against the quantile nearest the median.
         episode: (R,) see `by_episode`.
         quantile_levels: (Q,)
         levels: (L,) of the central intervals.
@@ -60,14 +60,34 @@ def score(
     lower, upper = np.array(central_columns(levels, quantile_levels)).T
     low, high = quantiles[:, lower], quantiles[:, upper]
     given = realised[:, None]
-    crps = scoringrules.crps_quantile(realised, quantiles, np.asarray(quantile_levels), backend="numpy")
+    median = quantiles[:, np.abs(np.asarray(quantile_levels) - 0.5).argmin()]
     width: Array = episode_weights(episode) @ (high - low)
     return Scores(
         coverage=estimates((low <= given) & (given <= high), episode),
         width=tuple(width.tolist()),
-        crps=estimate(crps, episode),
-        bias=estimate(realised - centre, episode),
+        crps=estimate(quantile_crps(realised, quantiles, quantile_levels), episode),
+        bias=estimate(realised - (median if mean is None else mean), episode),
+        centre="median" if mean is None else "mean",
     )
+
+
+def quantile_crps(realised: Numbers, quantiles: Numbers, levels: Sequence[float]) -> Array:
+    """CRPS from quantiles: twice the pinball loss integrated over the level (Gneiting and Ranjan, JBES 2011), (R,).
+
+    Each loss stands for the levels nearest to its own, the outermost ones as far as 0 and 1. With the served levels that gives 97 % of the
+    CRPS of a normal law.
+
+    Args:
+        realised: (R,)
+        quantiles: (R, Q)
+        levels: (Q,) ascending, in (0, 1).
+    """
+    at = np.asarray(levels)
+    above = realised[:, None] - quantiles
+    pinball = np.maximum(at * above, (at - 1) * above)
+    stands_for = np.diff([0.0, *(at[1:] + at[:-1]) / 2, 1.0])
+    crps: Array = 2 * pinball @ stands_for
+    return crps
 
 
 def ensemble_crps(realised: Numbers, samples: Numbers, episode: Indices) -> Estimate:

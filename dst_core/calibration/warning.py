@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from dst_core.calibration.by_episode import INTERVAL, Array, Indices, resamples
 from dst_core.calibration.conformal import Numbers
 from dst_core.calibration.result import Estimate, WarningSignal
+from dst_core.calibration.rollouts import Ticks
 
 LEAST_FALLS = 10
 """Episodes that fall, below which a curve says next to nothing."""
@@ -16,34 +17,36 @@ Flags = NDArray[np.bool_]
 
 
 def warnings(
-    signals: Mapping[str, Numbers], falling: Flags, episode: Indices
+    signals: Mapping[str, Numbers], falling: Flags, ticks: Ticks
 ) -> tuple[tuple[WarningSignal, ...], str | None]:
-    """ROC curve of every signal, with the area under it.
+    """ROC curve of every signal, with the area under it; shares are of time, of which a kept tick stands for its part of the episode.
 
     Args:
         signals: name to values (R,), higher where a fall is nearer.
         falling: (R,) whether the episode falls within the horizon from this tick on.
-        episode: (R,) see `by_episode`.
+        ticks: R of them, of the test episodes.
 
     Returns:
         The curves; none, and the reason, where too few episodes fall or there is no tick without a fall ahead.
     """
-    falls = len(np.unique(episode[falling]))
+    falls = len(np.unique(ticks.episode[falling]))
     if falls < LEAST_FALLS:
-        return (
-            (),
-            f"{falls} of {episode.max() + 1} test episodes have a tick before a fall, at least {LEAST_FALLS} must",
+        reason = (
+            f"{ticks.fell.sum()} of {len(ticks.fell)} test episodes fell, and {falls} have a kept tick within the horizon of a fall; "
+            f"at least {LEAST_FALLS} must"
         )
+        return (), reason
     if falling.all():
         return (), "every tick is within the horizon of a fall, so there is nothing to tell it from"
-    return tuple(_warning(name, signal, falling, episode) for name, signal in signals.items()), None
+    steps_each = (ticks.length / np.bincount(ticks.episode))[ticks.episode]
+    return tuple(_warning(name, signal, falling, steps_each, ticks.episode) for name, signal in signals.items()), None
 
 
-def _warning(name: str, signal: Numbers, falling: Flags, episode: Indices) -> WarningSignal:
+def _warning(name: str, signal: Numbers, falling: Flags, weight: Array, episode: Indices) -> WarningSignal:
     place = _descending_places(signal)
-    false_alarms, warned = roc_curve(place, falling, np.ones(len(signal)))
+    false_alarms, warned = roc_curve(place, falling, weight)
     drawn = np.array(
-        [_auc(*roc_curve(place, falling, counts[episode])) for counts in resamples(int(episode.max()) + 1)]
+        [_auc(*roc_curve(place, falling, weight * counts[episode])) for counts in resamples(int(episode.max()) + 1)]
     )
     low, high = np.quantile(drawn[np.isfinite(drawn)], INTERVAL)
     shown = _along(false_alarms, warned)
@@ -55,9 +58,9 @@ def _warning(name: str, signal: Numbers, falling: Flags, episode: Indices) -> Wa
     )
 
 
-def auc(signal: Numbers, falling: Flags) -> float:
+def auc(signal: Numbers, falling: Flags, weight: NDArray[np.generic] | None = None) -> float:
     """Area under the ROC curve: the chance that a tick before a fall has the higher signal, ties as half (Hanley and McNeil, 1982)."""
-    return _auc(*roc_curve(_descending_places(signal), falling, np.ones(len(signal))))
+    return _auc(*roc_curve(_descending_places(signal), falling, np.ones(len(signal)) if weight is None else weight))
 
 
 def _descending_places(signal: Numbers) -> Indices:
@@ -72,7 +75,7 @@ def roc_curve(place: Indices, falling: Flags, weight: NDArray[np.generic]) -> tu
     Args:
         place: (R,) rank of every signal among the distinct ones, 0 for the highest.
         falling: (R,)
-        weight: (R,) how often each tick counts.
+        weight: (R,) how much each tick counts.
 
     Returns:
         (D + 1,) each for D distinct signals; NaN where one kind of tick is missing.

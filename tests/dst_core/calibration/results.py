@@ -7,12 +7,13 @@ def estimate(value: float) -> Estimate:
     return Estimate(value=value, low=value - 0.02, high=value + 0.01)
 
 
-def scores(shift: float) -> Scores:
+def scores(shift: float, centre: str = "mean") -> Scores:
     return Scores(
         coverage=tuple(estimate(level + shift) for level in (0.5, 0.8, 0.9, 0.95)),
         width=(1.0 + shift, 2.0 + shift, 2.5 + shift, 3.0 + shift),
         crps=estimate(0.6 + shift),
         bias=estimate(-0.3 + shift),
+        centre=centre,
     )
 
 
@@ -33,7 +34,7 @@ def made_up_calibration() -> Calibration:
         offsets=(-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0),
         levels=(0.5, 0.8, 0.9, 0.95),
         raw=scores(-0.1),
-        corrected=scores(0.005),
+        corrected=scores(0.005, "median"),
         training_critics=scores(-0.2),
         crps_samples=estimate(0.55),
         realised_mean=120.0,
@@ -43,6 +44,7 @@ def made_up_calibration() -> Calibration:
         false_alarm_rate=0.01,
         critic_disagreement=Threshold(value=3.5, alarm_rate=estimate(0.009)),
         data_distance=Threshold(value=0.4, alarm_rate=estimate(0.011)),
+        thresholds_with_falls=None,
         falls=70,
         failure_horizon_s=1.0,
         failure_horizon_steps=125,

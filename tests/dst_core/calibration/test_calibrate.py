@@ -15,8 +15,10 @@ from rich.progress import Progress
 
 from dst_core.agent_config import AgentConfig
 from dst_core.calibration.app import main
+from dst_core.calibration.by_episode import renumbered
 from dst_core.calibration.calibrate import calibrate
-from dst_core.calibration.conformal import corrected
+from dst_core.calibration.conformal import bound_above, corrected
+from dst_core.calibration.forecasts import forecasts
 from dst_core.calibration.result import CALIBRATION_FILE, Calibration, CalibrationConfig
 from dst_core.calibration.rollouts import FIRST_CALIBRATION_SEED, FIRST_TEST_SEED, roll_out
 from dst_core.config import TrainConfig
@@ -107,11 +109,42 @@ def test_what_is_found_is_what_its_parts_find(found: tuple[Run, Calibration]) ->
     ]
     labels = test.steps_to_fall <= 3
     higher, lower = -said.return_cvar.numpy()[labels], -said.return_cvar.numpy()[~labels]
-    won = np.mean((higher[:, None] > lower) + 0.5 * (higher[:, None] == lower))
-    assert calibration.warnings[0].auc.value == pytest.approx(won)
+    each = (test.length / np.bincount(test.episode))[test.episode]
+    won = (higher[:, None] > lower) + 0.5 * (higher[:, None] == lower)
+    expected = np.average(won, weights=each[labels][:, None] * each[~labels])
+    assert calibration.warnings[0].auc.value == pytest.approx(expected)
+    calm = test.steps_to_fall > 3
     alarms = said.data_distance.numpy() > calibration.data_distance.value
-    by_episode = [alarms[test.episode == index].mean() for index in range(40)]
+    by_episode = [alarms[calm & (test.episode == index)].mean() for index in np.unique(test.episode[calm])]
     assert calibration.data_distance.alarm_rate.value == pytest.approx(np.mean(by_episode))
+    assert calibration.thresholds_with_falls is None
+    weights = [1 / (test.episode == index).sum() for index in test.episode]
+    mean = np.average(test.realised, weights=weights)
+    assert calibration.realised_mean == pytest.approx(mean)
+    assert calibration.realised_std == pytest.approx(np.average((test.realised - mean) ** 2, weights=weights) ** 0.5)
+    assert (calibration.raw.centre, calibration.corrected.centre) == ("mean", "median")
+
+
+def test_mark_of_a_policy_that_falls_is_that_of_its_ticks_before(
+    pendulum: Path, found: tuple[Run, Calibration]
+) -> None:
+    run, calibration = found
+    held_out = roll_out(
+        lambda observation: run.agent.act(torch.from_numpy(observation)).numpy(),
+        environment="InvertedPendulum-v5",
+        perturbations=("actuation=0.1",),
+        seeds=range(FIRST_CALIBRATION_SEED, FIRST_CALIBRATION_SEED + 40),
+        discount=0.95,
+        horizon=3,
+    )
+    signal = forecasts(served_law(run, samples=SAMPLES), held_out).data_distance
+    calm = held_out.steps_to_fall > 3
+    expected = bound_above(signal[calm], renumbered(held_out.episode[calm]), 0.95)
+    assert calibration.data_distance.value == expected
+    assert expected < bound_above(signal, held_out.episode, 0.95)
+    _, hurried = calibrated(pendulum, dataclasses.replace(SMALL, failure_horizon_s=100.0))
+    assert hurried.thresholds_with_falls is not None
+    assert hurried.data_distance.value == bound_above(signal, held_out.episode, 0.95)
 
 
 def test_law_of_an_untrained_critic_is_off_and_corrected(found: tuple[Run, Calibration]) -> None:
@@ -138,7 +171,8 @@ def test_energy_score_is_told_where_true_gradients_are_known_and_nowhere_else(
     assert calibration.energy.law > 1.1 * calibration.energy.truth > 0
     assert calibration.falls == 0
     assert calibration.warnings == ()
-    assert calibration.no_warnings == "0 of 40 test episodes have a tick before a fall, at least 10 must"
+    assert calibration.no_warnings is not None
+    assert calibration.no_warnings.startswith("0 of 40 test episodes fell, and 0 have a kept tick")
     assert found[1].energy is None
 
 
@@ -146,8 +180,11 @@ def test_energy_score_is_told_where_true_gradients_are_known_and_nowhere_else(
     ("choice", "words"),
     [
         ({"episodes": 38}, "38 calibration episodes are too few.*at least 39"),
-        ({"false_alarm_rate": 0.01}, "40 calibration episodes are too few for the level 0.99, which needs at least 99"),
-        ({"levels": (0.9, 0.7)}, r"central intervals between served quantiles, 0\.5, 0\.8, 0\.9, 0\.95, got 0\.7"),
+        (
+            {"false_alarm_rate": 0.01},
+            "--false-alarm-rate 0.01 is too rare for 40.* 0.0244 or more.*--episodes 99 or more",
+        ),
+        ({"levels": (0.7, 0.9)}, r"central intervals between served quantiles, 0\.5, 0\.8, 0\.9, 0\.95, got 0\.7"),
     ],
 )
 def test_what_cannot_be_told_is_refused_before_an_episode_is_run(

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,13 @@ def test_calibration_of_another_version_is_refused() -> None:
         ("pit", 3),
         ("unknown", 1),
         ("discount", True),
+        ("discount", math.nan),
+        ("realised_std", math.inf),
+        ("realised_mean", 10**400),
+        ("offsets", [-math.inf, *[0.0] * 8]),
+        ("offsets", [0.0] * 8),
+        ("quantile_levels", [0.1, 0.5, 0.9]),
+        ("levels", [0.5, 0.8, 0.9]),
     ],
 )
 def test_edited_calibration_is_refused(name: str, value: object) -> None:
@@ -52,7 +60,25 @@ def test_edited_calibration_is_refused(name: str, value: object) -> None:
         Calibration.from_json(json.dumps(plain))
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "{}", '{"format_version": 1}', "null"])
+@pytest.mark.parametrize("scores", ["raw", "corrected", "training_critics"])
+@pytest.mark.parametrize("column", ["coverage", "width"])
+def test_scores_of_other_intervals_than_the_levels_are_refused(scores: str, column: str) -> None:
+    calibration = made_up_calibration()
+    found = getattr(calibration, scores)
+    fewer = dataclasses.replace(found, **{column: getattr(found, column)[1:]})
+    with pytest.raises(CalibrationError, match=rf"{scores}\.{column} must be as many as levels, 4, got 3"):
+        dataclasses.replace(calibration, **{scores: fewer})
+
+
+@pytest.mark.parametrize("name", ["critic_disagreement", "data_distance"])
+def test_negative_threshold_is_refused(name: str) -> None:
+    calibration = made_up_calibration()
+    negative = dataclasses.replace(getattr(calibration, name), value=-0.1)
+    with pytest.raises(CalibrationError, match=rf"threshold of {name} must not be negative, got -0\.1"):
+        dataclasses.replace(calibration, **{name: negative})
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{}", f'{{"format_version": {FORMAT_VERSION}}}', "null"])
 def test_text_that_is_no_calibration_is_refused(text: str) -> None:
     with pytest.raises(CalibrationError, match="damaged or was edited"):
         Calibration.from_json(text)
@@ -82,8 +108,13 @@ def test_manifest_holds_exactly_what_the_bundle_format_lists() -> None:
         {"false_alarm_rate": 1.0},
         {"failure_horizon_s": 0.0},
         {"levels": ()},
+        {"levels": (0.9, 0.5)},
+        {"levels": (0.5, 0.9, 0.9)},
+        {"levels": (0.0, 0.9)},
+        {"levels": (0.9, 1.0)},
+        {"levels": (math.nan,)},
     ],
 )
-def test_choice_outside_its_range_is_refused_by_name(choice: dict[str, object]) -> None:
-    with pytest.raises(CalibrationError, match=next(iter(choice))):
+def test_choice_outside_its_range_is_refused_with_its_flag(choice: dict[str, object]) -> None:
+    with pytest.raises(CalibrationError, match="^--" + next(iter(choice)).replace("_", "-")):
         CalibrationConfig(**choice)

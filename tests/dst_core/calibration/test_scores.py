@@ -4,17 +4,28 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
-from dst_core.calibration.by_episode import episode_means, episode_weights, estimate, estimates
+from dst_core.calibration.by_episode import (
+    draw_ticks,
+    episode_means,
+    episode_weights,
+    estimate,
+    estimates,
+    mean_and_std,
+    renumbered,
+)
 from dst_core.calibration.scores import (
     PIT_BINS,
     central_columns,
     energy_score,
     ensemble_crps,
     pit_histogram,
+    quantile_crps,
     score,
 )
 from dst_core.errors import CalibrationError
+from dst_core.summary import RETURN_LEVELS
 
 QUANTILE_LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 LEVELS = (0.5, 0.9)
@@ -38,6 +49,24 @@ def test_weights_give_every_episode_its_share_and_every_tick_of_it_as_much() -> 
     np.testing.assert_allclose(episode_weights(episode), np.array([1 / 3, 1 / 3, 1 / 3, 1, 1 / 2, 1 / 2]) / 3)
     values = np.array([[1.0, 0], [2, 0], [6, 0], [5, 1], [1, 0], [2, 1]])
     np.testing.assert_allclose(episode_means(values, episode), [[3, 0], [5, 1], [1.5, 0.5]])
+
+
+def test_mean_and_standard_deviation_are_those_of_episodes_that_count_alike() -> None:
+    values, episode = np.array([2.0, 2, 2, 2, 6, 8]), np.array([0, 0, 0, 0, 1, 2])
+    mean, std = mean_and_std(values, episode)
+    assert mean == pytest.approx(16 / 3)
+    assert std == pytest.approx(np.std([2, 6, 8]))
+
+
+def test_ticks_are_drawn_as_often_from_a_short_episode_as_from_a_long_one() -> None:
+    episode = np.repeat([0, 1], [990, 10])
+    drawn = draw_ticks(episode, 1000)
+    assert abs((episode[drawn] == 1).mean() - 0.5) < 5 * 0.5 / math.sqrt(1000)
+    assert len(np.unique(drawn[episode[drawn] == 1])) == 10
+
+
+def test_episodes_without_ticks_lose_their_number() -> None:
+    assert renumbered(np.array([1, 1, 4, 6, 6])).tolist() == [0, 0, 1, 2, 2]
 
 
 def test_interval_of_an_estimate_is_that_of_the_mean_over_independent_episodes() -> None:
@@ -65,9 +94,9 @@ def test_scores_are_those_of_a_plain_loop() -> None:
     rng, episode = drawn()
     realised = rng.standard_normal(len(episode))
     quantiles = np.sort(rng.standard_normal((len(episode), 5)), 1)
-    centre = rng.standard_normal(len(episode))
+    mean = rng.standard_normal(len(episode))
     realised[0] = quantiles[0, 3]  # on the edge of the half interval
-    found = score(realised, quantiles, centre, episode, quantile_levels=QUANTILE_LEVELS, levels=LEVELS)
+    found = score(realised, quantiles, mean, episode, quantile_levels=QUANTILE_LEVELS, levels=LEVELS)
     for (low, high), coverage, width in zip(((1, 3), (0, 4)), found.coverage, found.width, strict=True):
         inside = [float(row[low] <= given <= row[high]) for given, row in zip(realised, quantiles, strict=True)]
         assert coverage.value == pytest.approx(over_episodes(inside, episode))
@@ -75,12 +104,31 @@ def test_scores_are_those_of_a_plain_loop() -> None:
         assert width == pytest.approx(over_episodes([row[high] - row[low] for row in quantiles], episode))
     pinball = [
         2
-        * sum((given - value) * (level - (given < value)) for value, level in zip(row, QUANTILE_LEVELS, strict=True))
-        / len(QUANTILE_LEVELS)
+        * sum(
+            part * (given - value) * (level - (given < value))
+            for value, level, part in zip(row, QUANTILE_LEVELS, (0.15, 0.225, 0.25, 0.225, 0.15), strict=True)
+        )
         for given, row in zip(realised, quantiles, strict=True)
     ]
     assert found.crps.value == pytest.approx(over_episodes(pinball, episode))
-    assert found.bias.value == pytest.approx(over_episodes((realised - centre).tolist(), episode))
+    assert found.bias.value == pytest.approx(over_episodes((realised - mean).tolist(), episode))
+    assert found.centre == "mean"
+    without = score(realised, quantiles, None, episode, quantile_levels=QUANTILE_LEVELS, levels=LEVELS)
+    assert without.bias.value == pytest.approx(over_episodes((realised - quantiles[:, 2]).tolist(), episode))
+    assert without.centre == "median"
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0, -3.0])
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_crps_from_the_served_quantiles_of_a_normal_law_is_near_the_closed_form(shift: float, scale: float) -> None:
+    """Realised returns are normal with standard deviation 1: E|X - G| - E|X - X'| / 2 with |.| of normal differences."""
+    realised = norm.ppf((np.arange(4000) + 0.5) / 4000)
+    quantiles = np.tile(shift + scale * norm.ppf(RETURN_LEVELS), (4000, 1))
+    away = math.hypot(1, scale)
+    between = away * (2 * norm.pdf(shift / away) + shift / away * (2 * norm.cdf(shift / away) - 1))
+    assert quantile_crps(realised, quantiles, RETURN_LEVELS).mean() == pytest.approx(
+        between - scale / math.sqrt(math.pi), rel=0.04
+    )
 
 
 def test_crps_of_samples_is_that_of_a_double_loop() -> None:

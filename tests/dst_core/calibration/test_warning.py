@@ -1,10 +1,13 @@
 """Thresholds and warnings: areas against a double loop, alarm rates against what was asked."""
 
+import re
+
 import numpy as np
 import pytest
 from scipy.stats import mannwhitneyu
 
-from dst_core.calibration.thresholds import require_false_alarm_rate, threshold
+from dst_core.calibration.rollouts import Ticks
+from dst_core.calibration.thresholds import require_false_alarm_rate, threshold, ticks_without_a_fall
 from dst_core.calibration.warning import LEAST_FALLS, auc, roc_curve, warnings
 from dst_core.errors import CalibrationError
 
@@ -45,6 +48,27 @@ def test_tick_that_counts_twice_counts_like_two() -> None:
         np.testing.assert_allclose(one[:size], other)
 
 
+def ticks_of(episode: np.ndarray, *, fell: np.ndarray | None = None, **known: np.ndarray) -> Ticks:
+    """Every step kept and no fall, unless told otherwise."""
+    count, steps = len(episode), np.bincount(episode)
+    none = {"observation": np.zeros((count, 1), np.float32), "action": np.zeros((count, 1), np.float32)}
+    others = {"realised": np.zeros(count), "steps_to_fall": np.full(count, np.inf), "length": steps.astype(float)}
+    return Ticks(episode=episode, fell=np.zeros(len(steps), bool) if fell is None else fell, **(none | others | known))
+
+
+def test_kept_tick_counts_as_many_steps_as_it_stands_for() -> None:
+    """Of the time without a fall ahead, 1000 steps have a low signal and 20 a higher one than the 40 before the fall: 1000 / 1020."""
+    ends = np.repeat(np.arange(10, 20), 3)
+    episode = np.concatenate([np.repeat(np.arange(10), 50), ends])
+    falling = np.concatenate([np.zeros(500, bool), np.tile([False, True, True], 10)])
+    signal = np.concatenate([np.zeros(500), np.tile([2.0, 1.0, 1.0], 10)])
+    length = np.repeat([1000.0, 60.0], 10)
+    (found,), _ = warnings({"signal": signal}, falling, ticks_of(episode, length=length))
+    assert found.auc.value == pytest.approx(1000 / 1020)
+    assert found.auc.low <= found.auc.value <= found.auc.high
+    assert found.false_alarms[1] == pytest.approx(20 / 1020)
+
+
 def episodes(falls: int, others: int) -> tuple[np.ndarray, np.ndarray]:
     """Ten ticks each; those that fall are within the horizon for the last three."""
     episode = np.repeat(np.arange(falls + others), 10)
@@ -55,7 +79,9 @@ def test_signals_are_told_apart_with_intervals_and_a_curve_from_corner_to_corner
     rng = np.random.default_rng(3)
     episode, falling = episodes(30, 30)
     noise = rng.standard_normal(len(episode))
-    found, reason = warnings({"good": falling + 0.2 * noise, "none": noise, "constant": 0 * noise}, falling, episode)
+    found, reason = warnings(
+        {"good": falling + 0.2 * noise, "none": noise, "constant": 0 * noise}, falling, ticks_of(episode)
+    )
     assert reason is None
     good, none, constant = found
     assert [signal.signal for signal in found] == ["good", "none", "constant"]
@@ -77,21 +103,24 @@ def test_interval_is_over_episodes_and_not_over_ticks() -> None:
     rng = np.random.default_rng(4)
     episode, falling = episodes(12, 12)
     signal = rng.standard_normal(24)[episode]
-    (once,), _ = warnings({"signal": signal}, falling, episode)
+    (once,), _ = warnings({"signal": signal}, falling, ticks_of(episode))
     again = np.tile(np.arange(len(episode)), 5)
     again = again[np.argsort(episode[again], kind="stable")]
-    (repeated,), _ = warnings({"signal": signal[again]}, falling[again], episode[again])
+    (repeated,), _ = warnings({"signal": signal[again]}, falling[again], ticks_of(episode[again]))
     assert repeated.auc.value == pytest.approx(once.auc.value)
     assert repeated.auc.low == pytest.approx(once.auc.low)
 
 
 def test_without_enough_falls_or_without_other_ticks_nothing_is_said() -> None:
     episode, falling = episodes(LEAST_FALLS - 1, 20)
-    found, reason = warnings({"signal": episode.astype(float)}, falling, episode)
+    fell = np.arange(29) < 12
+    found, reason = warnings({"signal": episode.astype(float)}, falling, ticks_of(episode, fell=fell))
     assert found == ()
-    assert reason == "9 of 29 test episodes have a tick before a fall, at least 10 must"
+    assert (
+        reason == "12 of 29 test episodes fell, and 9 have a kept tick within the horizon of a fall; at least 10 must"
+    )
     episode, _ = episodes(20, 0)
-    found, reason = warnings({"signal": episode.astype(float)}, np.ones(200, bool), episode)
+    found, reason = warnings({"signal": episode.astype(float)}, np.ones(200, bool), ticks_of(episode))
     assert found == ()
     assert reason is not None
     assert "every tick is within the horizon" in reason
@@ -121,7 +150,53 @@ def test_signal_that_never_varies_never_alarms() -> None:
     assert (found.value, found.alarm_rate.value) == (0, 0)
 
 
-def test_rate_too_rare_for_the_episodes_is_refused() -> None:
-    require_false_alarm_rate(0.01, 99)
-    with pytest.raises(CalibrationError, match=r"98 calibration episodes are too few.*at least 99"):
-        require_false_alarm_rate(0.01, 98)
+@pytest.mark.parametrize(
+    ("rate", "episodes", "words"),
+    [
+        (0.01, 98, "use --false-alarm-rate 0.0102 or more, or --episodes 99 or more"),
+        (0.001, 40, "use --false-alarm-rate 0.0244 or more, or --episodes 999 or more"),
+        (0.3, 2, "use --false-alarm-rate 0.3334 or more, or --episodes 3 or more"),
+    ],
+)
+def test_rate_too_rare_for_the_episodes_is_refused_and_either_cure_helps(
+    rate: float, episodes: int, words: str
+) -> None:
+    with pytest.raises(CalibrationError, match=f"--false-alarm-rate {rate:g} is too rare for {episodes} .*{words}"):
+        require_false_alarm_rate(rate, episodes)
+    larger, more = re.findall(r" ([0-9.]+) or more", words)
+    require_false_alarm_rate(float(larger), episodes)
+    require_false_alarm_rate(rate, int(more))
+    signal = np.arange(3.0 * episodes)
+    episode = np.repeat(np.arange(episodes), 3)
+    found = threshold(signal, episode, rate=float(larger), test_signal=signal, test_episode=episode)
+    assert np.isfinite(found.value)
+
+
+def falling_episodes(calm: int, always: int) -> Ticks:
+    """Ten ticks each, all of them before a fall: in some episodes 10 steps to 1, in the others always 1."""
+    episode = np.repeat(np.arange(calm + always), 10)
+    left = np.where(episode < always, 1.0, 10.0 - np.arange(len(episode)) % 10)
+    return ticks_of(episode, steps_to_fall=left)
+
+
+def test_marks_are_of_ticks_that_no_fall_follows() -> None:
+    """The signal rises before every fall: counted as false alarms these ticks would lift the mark until it is silent."""
+    held_out, test = falling_episodes(99, 5), falling_episodes(30, 5)
+    calm, test_calm, reason = ticks_without_a_fall(held_out, test, horizon=3, rate=0.01)
+    assert reason is None
+    np.testing.assert_array_equal(calm, held_out.steps_to_fall > 3)
+    np.testing.assert_array_equal(test_calm, test.steps_to_fall > 3)
+    assert len(np.unique(held_out.episode[calm])) == 99
+
+
+@pytest.mark.parametrize(("calibration", "tests"), [((98, 5), (30, 5)), ((99, 5), (0, 30))])
+def test_where_nearly_every_tick_is_before_a_fall_all_count_and_it_is_said(
+    calibration: tuple[int, int], tests: tuple[int, int]
+) -> None:
+    held_out, test = falling_episodes(*calibration), falling_episodes(*tests)
+    calm, test_calm, reason = ticks_without_a_fall(held_out, test, horizon=3, rate=0.01)
+    assert calm.all()
+    assert test_calm.all()
+    assert reason is not None
+    assert f"{calibration[0]} of {sum(calibration)} calibration and {tests[0]} of {sum(tests)} test episodes" in reason
+    assert "--failure-horizon-s" in reason
