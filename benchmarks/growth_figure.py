@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.report.style import INK, drawing, save, styles
+from dst_core.style import INK, drawing, save, styles
 
 NAMES = {"mmd": "plain MMD", "max-sliced-mmd": "max-sliced MMD"}
 AXIS_NAMES = {"samples": "samples", "batch": "batch", "hidden": "width", "action": "actions"}

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from dst_core.actor import Actor
 from dst_core.calibration.calibrate import calibrate
 from dst_core.calibration.result import Calibration, CalibrationConfig
-from dst_core.card import card_json, policy_card
+from dst_core.card import Record, card_json, policy_card
 from dst_core.card_figures import calibration_figure, warning_figure
 from dst_core.errors import CalibrationError, ExportError, TrainingError
 from dst_core.graphs import (
@@ -103,7 +103,7 @@ def export(config: ExportConfig, *, progress: Progress | None = None) -> dict[st
     """
     if config.out.exists():
         raise ExportError(f"{config.out} exists and a bundle never changes; choose another --out or remove it")
-    progress = Progress(disable=True) if progress is None else progress
+    progress = Progress(console=Console(quiet=True)) if progress is None else progress
     run = load_run(config.run)
     law = served_law(run, samples=config.samples, return_threshold=config.return_threshold)
     config.out.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +121,7 @@ def export(config: ExportConfig, *, progress: Progress | None = None) -> dict[st
             observation_gradient=config.observation_gradient,
             calibration=calibration,
         )
-        _write_card(directory, manifest, calibration)
+        _write_card(directory, manifest, calibration, Record.of(run))
         manifest = write_sealed(manifest, directory)
         directory.rename(config.out)
     return manifest
@@ -159,9 +159,9 @@ def _write_graphs(directory: Path, run: Run, law: UncertaintyGraph, outputs: Out
     np.savez(directory / "golden.npz", allow_pickle=False, **_golden(policy, probes, threshold))
 
 
-def _write_card(directory: Path, manifest: dict[str, Any], calibration: Calibration | None) -> None:
-    (directory / "README.md").write_text(policy_card(manifest, calibration), encoding="utf-8")
-    card = json.dumps(card_json(manifest, calibration), indent=2, ensure_ascii=False, allow_nan=False)
+def _write_card(directory: Path, manifest: dict[str, Any], calibration: Calibration | None, record: Record) -> None:
+    (directory / "README.md").write_text(policy_card(manifest, calibration, record), encoding="utf-8")
+    card = json.dumps(card_json(manifest, calibration, record), indent=2, ensure_ascii=False, allow_nan=False)
     (directory / "card.json").write_text(card + "\n", encoding="utf-8")
     if calibration is not None:
         calibration_figure(calibration, directory / "calibration.svg")

@@ -17,7 +17,7 @@ from benchmarks.report.aggregate import ALL, by_kind, probability_of_improvement
 from benchmarks.report.curves import Band, bands
 from benchmarks.report.statistics import Estimate
 from benchmarks.report.study import Comparison, Study, base_of
-from benchmarks.report.style import INK, Style, drawing, save, styles
+from dst_core.style import INK, Style, drawing, save, styles
 
 MOST_COLUMNS = 3
 PANEL = (3.2, 2.4)

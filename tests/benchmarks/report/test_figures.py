@@ -10,7 +10,7 @@ from benchmarks.report.curves import bands
 from benchmarks.report.figures import plots, write_figures
 from benchmarks.report.statistics import iqm
 from benchmarks.report.study import study_of
-from benchmarks.report.style import COLOURS, DARK, INK, LINES, MARKERS, WHITE, styles
+from dst_core.style import COLOURS, DARK, INK, LINES, MARKERS, WHITE, styles
 from tests.benchmarks.report.tables import flat, made_run, results, seeds
 
 

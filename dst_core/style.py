@@ -79,5 +79,14 @@ def save(figure: Figure, stem: Path) -> None:
     Raises:
         OSError: if they cannot be written.
     """
-    figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+    save_svg(figure, stem.with_suffix(".svg"))
     figure.savefig(stem.with_suffix(".png"), dpi=PNG_DPI, metadata={"Software": None})
+
+
+def save_svg(figure: Figure, path: Path) -> None:
+    """Write an SVG, without a date or the versions of programs.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    figure.savefig(path, format="svg", metadata={"Date": None, "Creator": None})
