@@ -27,6 +27,7 @@ ENVIRONMENT = "PendulumSwingUp-v0"
 NOISE = ["--perturb", "actuation=0.1"]
 FIRST_DRIVE_SEED = 2_100_000_000
 STOP_TIMEOUT_S = 20
+EPISODES = ("--episodes", "200", "--test-episodes", "100")  # a few seconds' worth; dst-export alone takes 1400
 SAME_REQUEST_S = 1.0
 READY_TIMEOUT_S = 60
 
@@ -65,7 +66,8 @@ def _demo(console: Console, children: "Children", *, seed: int, episodes: int) -
     first = FIRST_DRIVE_SEED + seed
     console.rule("1  train")
     children.step(["dst-train", "--env", ENVIRONMENT, *NOISE, "--seed", str(seed), "--out", str(run)])
-    console.rule("2  export")
+    console.rule("2  calibrate and export")
+    children.step(["dst-calibrate", str(run), *EPISODES])
     children.step(["dst-export", str(run), "--out", str(bundle), "--name", "pendulum-swing-up"])
     console.rule("3  serve and drive")
     grpc, page = children.server(bundle)
