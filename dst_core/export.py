@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dst_core.actor import Actor
 from dst_core.calibration.calibrate import calibrate
-from dst_core.calibration.result import Calibration, CalibrationConfig
+from dst_core.calibration.result import CALIBRATION_FILE, Calibration, CalibrationConfig
 from dst_core.card import Record, card_json, policy_card
 from dst_core.card_figures import calibration_figure, warning_figure
 from dst_core.errors import CalibrationError, ExportError, TrainingError
@@ -108,7 +108,7 @@ def export(config: ExportConfig, *, progress: Progress | None = None) -> dict[st
     law = served_law(run, samples=config.samples, return_threshold=config.return_threshold)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     calibration = None if config.uncalibrated else _calibration(config.run, run, law, progress)
-    correction = None if calibration is None else Correction(calibration.offsets)
+    correction = None if calibration is None else Correction(calibration.positions)
     outputs = Outputs(correction=correction, observation_gradient=config.observation_gradient)
     with tempfile.TemporaryDirectory(dir=config.out.parent, prefix=".export-") as scratch:
         directory = Path(scratch) / "bundle"
@@ -128,11 +128,17 @@ def export(config: ExportConfig, *, progress: Progress | None = None) -> dict[st
 
 
 def _calibration(directory: Path, run: Run, law: UncertaintyGraph, progress: Progress) -> Calibration:
-    """That of this actor and this law: the run's own, or a new one, which is then kept with the run."""
+    """That of this actor and this law: the run's own, or a new one as thorough as that, which is then kept with the run."""
     kept = Calibration.read(directory)
     if kept is not None and kept.fingerprint == fingerprint(run, law):
         return kept
-    calibration = calibrate(run, law, CalibrationConfig(), progress=progress)
+    config = CalibrationConfig()
+    if kept is not None:
+        progress.console.print(
+            f"{directory / CALIBRATION_FILE} is of another actor or law (another --samples, say): calibrating anew"
+        )
+        config = CalibrationConfig(**{field.name: getattr(kept, field.name) for field in fields(CalibrationConfig)})
+    calibration = calibrate(run, law, config, progress=progress)
     calibration.write(directory)
     return calibration
 

@@ -8,13 +8,14 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import torch
 from torch import Tensor, nn
 
 from dst_core.actor import Actor
 from dst_core.baked_critic import BakedCritic
-from dst_core.calibration.conformal import STD_FLOOR
+from dst_core.calibration.conformal import STD_FLOOR, on_curve
 from dst_core.critic import GenerativeCritic
 from dst_core.data_distance import DataDistance
 from dst_core.summary import RETURN_LEVELS, Summarise, Summary
@@ -63,29 +64,31 @@ class Correction(nn.Module):
     """Corrected quantiles as `dst_core.calibration.conformal.corrected` has them.
 
     Args:
-        offsets: (Q,) in units of the predicted standard deviation.
+        positions: (Q,) ascending, on the predicted quantile curve.
         levels: (Q,) ascending.
     """
 
-    offsets: Tensor
-    paths: Tensor
-    upper: Tensor
+    weights: Tensor
+    beyond: Tensor
 
-    def __init__(self, offsets: tuple[float, ...], levels: tuple[float, ...] = RETURN_LEVELS) -> None:
+    def __init__(self, positions: tuple[float, ...], levels: tuple[float, ...] = RETURN_LEVELS) -> None:
         super().__init__()
-        middle = min(range(len(levels)), key=lambda index: abs(levels[index] - 0.5))
-        length = len(levels)
-        ways = [range(min(index, middle), max(index, middle) + 1) for index in range(length)]
-        paths = torch.tensor([[*way, *[index] * (length - len(way))] for index, way in enumerate(ways)])
-        self.register_buffer("offsets", torch.tensor(offsets, dtype=torch.float32))
-        self.register_buffer("paths", paths)
-        self.register_buffer("upper", torch.arange(length) >= middle)
+        weights, beyond = on_curve(np.asarray(positions), levels)
+        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32))
+        self.register_buffer("beyond", torch.tensor(beyond, dtype=torch.float32))
 
     def forward(self, raw: Tensor, std: Tensor) -> Tensor:
-        """Raw quantiles (B, Q) moved by offset x std (B,), and then monotone away from the level nearest the median."""
-        moved = raw + self.offsets * std.clamp_min(STD_FLOOR).unsqueeze(1)
-        along = moved.index_select(1, self.paths.flatten()).view(-1, *self.paths.shape)
-        return torch.where(self.upper, along.amax(2), along.amin(2))
+        """The curve through the raw quantiles (B, Q) at the positions; a running maximum, lest rounding cross two."""
+        moved = raw @ self.weights + self.beyond * std.clamp_min(STD_FLOOR).unsqueeze(1)
+        return _ascending(moved)
+
+
+def _ascending(values: Tensor) -> Tensor:
+    """The running maximum of (B, Q), in operations that export."""
+    columns = list(torch.split(values, 1, 1))
+    for index in range(1, len(columns)):
+        columns[index] = torch.maximum(columns[index - 1], columns[index])
+    return torch.cat(columns, 1)
 
 
 class Outputs(nn.Module):

@@ -101,7 +101,8 @@ class Summarise(nn.Module):
         share = torch.full((count,), cvar_level * count) - torch.arange(count)
         self.register_buffer("worst", share.clamp(0, 1).unsqueeze(1) / (cvar_level * count))
         own = torch.eye(critics).repeat_interleave(count // critics, 0) / (count // critics)
-        self.register_buffer("between", own / critics**0.5)
+        # One critic has nobody to disagree with, be it by rounding.
+        self.register_buffer("between", own * (critics > 1) / critics**0.5)
         self.register_buffer("return_threshold", torch.tensor(return_threshold))
 
     def forward(

@@ -144,9 +144,7 @@ def _show_calibration(console: Console, calibration: Calibration | None) -> None
             style="yellow",
         )
         return
-    title = (
-        f"Calibration: offsets from {calibration.episodes} episodes, measured on {calibration.test_episodes} fresh ones"
-    )
+    title = f"Calibration: corrected from {calibration.episodes} episodes, measured on {calibration.test_episodes} fresh ones"
     table = Table("interval", "raw held", "raw width", "corrected held", "width", title=title, title_justify="left")
     rows = []
     for index, level in enumerate(calibration.levels):

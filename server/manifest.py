@@ -130,8 +130,8 @@ class Calibration(Part):
     test_episodes: Annotated[int, Field(ge=1)]
     first_seed: Annotated[int, Field(ge=0)]
     first_test_seed: Annotated[int, Field(ge=0)]
-    offsets: list[float]
-    """One per return quantile level, in units of the predicted standard deviation."""
+    positions: list[float]
+    """Where on the raw quantile curve each corrected quantile lies: a level, or beyond the outermost so many standard deviations on."""
     levels: Annotated[list[Level], Field(min_length=1, max_length=256)]
     """Shares of the returns that the scored central intervals claim to hold."""
     raw: Scores
@@ -202,10 +202,10 @@ class Manifest(Part):
             if len(values) != size:
                 raise ValueError(f"{key} must have one number per observation channel ({size}), got {len(values)}")
         levels = len(self.uncertainty.return_quantile_levels)
-        if self.calibration is not None and len(self.calibration.offsets) != levels:
+        if self.calibration is not None and len(self.calibration.positions) != levels:
             raise ValueError(
-                f"calibration.offsets must have one number per return quantile level ({levels}), "
-                f"got {len(self.calibration.offsets)}"
+                f"calibration.positions must have one number per return quantile level ({levels}), "
+                f"got {len(self.calibration.positions)}"
             )
         return self
 

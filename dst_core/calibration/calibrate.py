@@ -1,4 +1,4 @@
-"""Calibrate the law of a finished run: offsets and thresholds from held-out episodes, scores from fresh ones.
+"""Calibrate the law of a finished run: positions of corrected quantiles and thresholds from held-out episodes, scores from fresh ones.
 
 The actor is frozen and acts without exploration noise, in the task with its perturbations. No episode is one of training, evaluation or
 driving, and no score comes from an episode that set an offset or a threshold.
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from dst_core.calibration.by_episode import draw_ticks, mean_and_std, renumbered
-from dst_core.calibration.conformal import Numbers, corrected, offsets, require_episodes
+from dst_core.calibration.conformal import Numbers, corrected, positions, require_episodes
 from dst_core.calibration.forecasts import Forecasts, forecasts
 from dst_core.calibration.result import Calibration, CalibrationConfig, Energy, Scores
 from dst_core.calibration.rollouts import FIRST_CALIBRATION_SEED, FIRST_TEST_SEED, Ticks, roll_out
@@ -64,7 +64,7 @@ def calibrate(run: Run, law: UncertaintyGraph, config: CalibrationConfig, *, pro
     )
     predicted, said = forecasts(law, held_out), forecasts(law, test)
     samples = said.return_samples.shape[1]
-    found = offsets(
+    found = positions(
         held_out.realised, predicted.return_quantiles_raw, predicted.return_std, held_out.episode, RETURN_LEVELS
     )
     moved = corrected(said.return_quantiles_raw, said.return_std, found, RETURN_LEVELS)
@@ -108,7 +108,7 @@ def calibrate(run: Run, law: UncertaintyGraph, config: CalibrationConfig, *, pro
         ticks=len(held_out.realised),
         test_ticks=len(test.realised),
         quantile_levels=RETURN_LEVELS,
-        offsets=tuple(found.tolist()),
+        positions=tuple(found.tolist()),
         levels=tuple(config.levels),
         raw=scores(said.return_quantiles_raw, said.return_mean),
         corrected=scores(moved, None),

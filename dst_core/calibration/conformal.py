@@ -1,16 +1,19 @@
 """A correction of quantiles that holds whatever the law is worth: conformal prediction over whole episodes.
 
-The score of a tick at one level is how far the realised return lies above the predicted quantile, in predicted standard deviations,
-s = (G - q) / std. Ticks of one episode are not exchangeable, episodes of one task are. So each of K calibration episodes weighs
-1 / (K + 1), shared evenly by its ticks, and the episode to come has the remaining 1 / (K + 1), at +infinity for levels above the median
-and at -infinity for levels below it. The offset of a level is that weighted quantile of the scores: hierarchical conformal prediction
-(Lee, Barber and Willett, "Distribution-free inference with hierarchical data", 2023; Dunn, Wasserman and Ramdas, "Distribution-free
-prediction sets for two-layer hierarchical models", 2022).
+The score of a tick is the position of the realised return on its predicted quantile curve: between two predicted quantiles a level of
+the predicted law, beyond the outermost one that level and the way beyond in predicted standard deviations. Ticks of one episode are not
+exchangeable, episodes of one task are. So each of K calibration episodes weighs 1 / (K + 1), shared evenly by its ticks, and the episode to
+come has the remaining 1 / (K + 1), at +infinity for levels above the median and at -infinity for levels below it. The position of a level
+is that weighted quantile of the scores: hierarchical conformal prediction (Lee, Barber and Willett, "Distribution-free inference with
+hierarchical data", 2023; Dunn, Wasserman and Ramdas, "Distribution-free prediction sets for two-layer hierarchical models", 2022) with the
+score of distributional conformal prediction (Chernozhukov, Wuethrich and Zhu, PNAS 2021). The corrected quantile is the predicted curve
+at that position. Positions rise with the level and so does the curve: corrected quantiles never cross.
 
 Guarantee: for a tick drawn at random from a new episode of the same task under the same policy, the realised return is at most the
 corrected quantile with at least the probability of a level above the median, and below it with at most the probability of a level below
-the median, so a central interval holds at least its nominal share. It is an average over calibration sets as well as over episodes and
-their ticks: it says nothing of one state, of one calibration set, or of another task.
+the median, so a central interval holds at least its nominal share; without ties each share is exceeded by at most 1 / (K + 1) and the
+weight of one tick. It is an average over calibration sets as well as over episodes and their ticks: it says nothing of one state,
+of one calibration set, or of another task.
 """
 
 import math
@@ -29,7 +32,7 @@ Numbers = NDArray[np.floating]
 
 
 def episodes_needed(levels: Sequence[float]) -> int:
-    """Least number of episodes for which every offset is finite: 1 / (K + 1) must fit into the rarest tail."""
+    """Least number of episodes for which every position is finite: 1 / (K + 1) must fit into the rarest tail."""
     rarest = min(min(level, 1 - level) for level in levels)
     return math.ceil(1 / rarest - 1 - ROUNDING)
 
@@ -38,7 +41,7 @@ def require_episodes(episodes: int, levels: Sequence[float]) -> None:
     """Refuse too few.
 
     Raises:
-        CalibrationError: if an offset would be infinite.
+        CalibrationError: if a position would be infinite.
     """
     needed = episodes_needed(levels)
     if episodes < needed:
@@ -67,8 +70,8 @@ def bound_above(values: Numbers, episode: Indices, level: float) -> float:
     return float(values[order[place]]) if place < len(values) else math.inf
 
 
-def offsets(realised: Numbers, raw: Numbers, std: Numbers, episode: Indices, levels: Sequence[float]) -> Array:
-    """Offset of every quantile in units of the predicted standard deviation, (Q,); guarantee in the module's docstring.
+def positions(realised: Numbers, raw: Numbers, std: Numbers, episode: Indices, levels: Sequence[float]) -> Array:
+    """Position of every corrected quantile on the predicted quantile curve, (Q,), ascending; guarantee in the module's docstring.
 
     Args:
         realised: (R,) discounted returns of calibration ticks.
@@ -81,33 +84,64 @@ def offsets(realised: Numbers, raw: Numbers, std: Numbers, episode: Indices, lev
         CalibrationError: if there are too few episodes for the rarest level.
     """
     require_episodes(int(episode.max()) + 1, levels)
-    scores = (realised[:, None] - raw) / np.maximum(std, STD_FLOOR)[:, None]
-    return np.array([_offset(column, episode, level) for column, level in zip(scores.T, levels, strict=True)])
+    first = first_position(realised, raw, std, levels)
+    last = last_position(realised, raw, std, levels)
+    return np.array([_position(first, last, episode, level) for level in levels])
 
 
-def _offset(scores: Numbers, episode: Indices, level: float) -> float:
+def _position(first: Numbers, last: Numbers, episode: Indices, level: float) -> float:
     if level > 0.5:
-        return bound_above(scores, episode, level)
+        return bound_above(first, episode, level)
     if level < 0.5:
-        return -bound_above(-scores, episode, 1 - level)
-    order = np.argsort(scores)
+        return -bound_above(-last, episode, 1 - level)
+    order = np.argsort(first)
     below = np.cumsum(episode_weights(episode)[order])
-    return float(scores[order[np.searchsorted(below, 0.5 - ROUNDING)]])
+    return float(first[order[np.searchsorted(below, 0.5 - ROUNDING)]])
 
 
-def corrected(raw: Numbers, std: Numbers, offsets: Numbers, levels: Sequence[float]) -> Array:
-    """Corrected quantiles, (B, Q): raw + offset x std, then monotone away from the level nearest the median.
+def first_position(value: Numbers, raw: Numbers, std: Numbers, levels: Sequence[float]) -> Array:
+    """Least position at which the predicted curve reaches a value, (R,).
 
-    From there outward no quantile may come back, so upper ones only rise and lower ones only fall, and the guarantee stays.
+    Args:
+        value: (R,)
+        raw: (R, Q) predicted quantiles.
+        std: (R,) predicted standard deviations.
+        levels: (Q,) ascending.
+    """
+    at, rows, last = np.asarray(levels, np.float64), np.arange(len(value)), raw.shape[1] - 1
+    passed = (raw < value[:, None]).sum(1)
+    left, right = np.clip(passed - 1, 0, last - 1), np.clip(passed, 1, last)
+    low, high = raw[rows, left].astype(np.float64), raw[rows, right].astype(np.float64)
+    share = (value - low) / np.where(high > low, high - low, 1.0)
+    unit = np.maximum(std, STD_FLOOR)
+    below, above = at[0] + (value - raw[:, 0]) / unit, at[last] + (value - raw[:, last]) / unit
+    within = at[left] + share * (at[right] - at[left])
+    found: Array = np.where(passed == 0, below, np.where(passed > last, above, within))
+    return found
+
+
+def last_position(value: Numbers, raw: Numbers, std: Numbers, levels: Sequence[float]) -> Array:
+    """Greatest position at which the predicted curve is not yet above a value, (R,); arguments as `first_position`."""
+    mirrored = [1 - level for level in reversed(levels)]
+    return 1 - first_position(-value, -raw[:, ::-1], std, mirrored)
+
+
+def on_curve(positions: Numbers, levels: Sequence[float]) -> tuple[Array, Array]:
+    """The predicted curve at positions (Q,), as weights (Q, Q) of the predicted quantiles and standard deviations beyond them, (Q,)."""
+    at = np.asarray(levels, np.float64)
+    inside = np.clip(positions, at[0], at[-1])
+    weights = np.stack([np.interp(inside, at, one) for one in np.eye(len(at))])
+    return weights, np.asarray(positions - inside, np.float64)
+
+
+def corrected(raw: Numbers, std: Numbers, positions: Numbers, levels: Sequence[float]) -> Array:
+    """Corrected quantiles, (B, Q): the predicted curve at the positions.
 
     Args:
         raw: (B, Q) predicted quantiles.
         std: (B,) predicted standard deviations.
-        offsets: (Q,)
+        positions: (Q,) ascending.
         levels: (Q,) ascending.
     """
-    moved = raw + offsets * np.maximum(std, STD_FLOOR)[:, None]
-    middle = int(np.abs(np.asarray(levels) - 0.5).argmin())
-    upward = np.maximum.accumulate(moved[:, middle:], axis=1)
-    downward = np.minimum.accumulate(moved[:, middle::-1], axis=1)[:, ::-1]
-    return np.concatenate([downward[:, :-1], upward], axis=1)
+    weights, beyond = on_curve(positions, levels)
+    return np.maximum.accumulate(raw @ weights + beyond * np.maximum(std, STD_FLOOR)[:, None], axis=1)

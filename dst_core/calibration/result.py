@@ -14,7 +14,7 @@ from dst_core.checkpoint import write_json
 from dst_core.errors import CalibrationError
 
 CALIBRATION_FILE = "calibration.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class CalibrationConfig:
     """How much to measure, and against which marks."""
 
     episodes: int = 1000
-    """Held-out episodes that set offsets and thresholds; at least 39 for the 2.5 % quantile, and 99 for a false-alarm rate of 1 %.
+    """Held-out episodes that set positions and thresholds; at least 39 for the 2.5 % quantile, and 99 for a false-alarm rate of 1 %.
     Corrected 90 % intervals hold 90 % give or take 1 point with 1000, 1.5 with 400."""
     test_episodes: int = 400
     """Other fresh episodes, from which all scores come."""
@@ -128,8 +128,8 @@ class Calibration:
     """Ticks of the test episodes that were used."""
     quantile_levels: tuple[float, ...]
     """Q"""
-    offsets: tuple[float, ...]
-    """Q, in units of the predicted standard deviation."""
+    positions: tuple[float, ...]
+    """Q, of the corrected quantiles on the predicted quantile curve, see `conformal`."""
     levels: tuple[float, ...]
     """L"""
     raw: Scores
@@ -161,7 +161,7 @@ class Calibration:
     no_warnings: str | None
 
     def __post_init__(self) -> None:
-        self._require_length("offsets", self.offsets, "quantile_levels")
+        self._require_length("positions", self.positions, "quantile_levels")
         for name in ("raw", "corrected", "training_critics"):
             found: Scores = getattr(self, name)
             self._require_length(f"{name}.coverage", found.coverage, "levels")
@@ -193,7 +193,7 @@ class Calibration:
             "test_episodes": self.test_episodes,
             "first_seed": self.first_seed,
             "first_test_seed": self.first_test_seed,
-            "offsets": list(self.offsets),
+            "positions": list(self.positions),
             "levels": list(self.levels),
             "raw": scores(self.raw),
             "corrected": scores(self.corrected),

@@ -14,7 +14,6 @@ import pytest
 import torch
 from rich.progress import Progress
 
-import dst_core.export
 from dst_core.agent_config import AgentConfig
 from dst_core.calibration.calibrate import calibrate
 from dst_core.calibration.conformal import corrected
@@ -142,12 +141,12 @@ def test_threshold_is_the_laws_own_quantile_over_the_data_unless_given(bundle: P
     assert found["return_below_threshold"].mean() == pytest.approx(0.05, abs=0.01)
 
 
-def test_corrected_quantiles_are_those_of_the_manifests_offsets(calibrated: Path) -> None:
+def test_corrected_quantiles_are_those_of_the_manifests_positions(calibrated: Path) -> None:
     calibration = json.loads((calibrated / "manifest.json").read_text())["calibration"]
     observation = np.random.default_rng(3).normal(size=(7, 4)).astype(np.float32)
     found = outputs(calibrated, "policy.onnx", observation=observation)
     truth = corrected(
-        found["return_quantiles_raw"], found["return_std"], np.asarray(calibration["offsets"]), RETURN_LEVELS
+        found["return_quantiles_raw"], found["return_std"], np.asarray(calibration["positions"]), RETURN_LEVELS
     )
     np.testing.assert_allclose(found["return_quantiles_corrected"], truth, rtol=1e-5, atol=1e-5)
 
@@ -173,12 +172,11 @@ def test_calibrated_bundle_holds_card_and_figures(calibrated: Path, pendulum: Pa
     assert "Not calibrated" not in (calibrated / "README.md").read_text()
 
 
-def test_calibration_of_this_law_is_taken_and_one_of_another_law_is_made_anew(
-    pendulum: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_calibration_of_this_law_is_taken_and_one_of_another_law_is_made_anew_as_thoroughly(
+    pendulum: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(pendulum, run)
-    monkeypatch.setattr(dst_core.export, "CalibrationConfig", lambda: SMALL)
     before = (run / CALIBRATION_FILE).read_bytes()
     export(ExportConfig(run=run, out=tmp_path / "same", samples=8, return_threshold=1.0))
     assert (run / CALIBRATION_FILE).read_bytes() == before, "a threshold changes nothing that was calibrated"
@@ -186,6 +184,8 @@ def test_calibration_of_this_law_is_taken_and_one_of_another_law_is_made_anew(
     kept = Calibration.read(run)
     assert kept is not None
     assert kept.sample_count == 16
+    assert (kept.episodes, kept.test_episodes) == (SMALL.episodes, SMALL.test_episodes)
+    assert kept.false_alarm_rate == SMALL.false_alarm_rate
     assert kept.fingerprint == fingerprint(load_run(run), served_law(load_run(run), samples=16))
 
 

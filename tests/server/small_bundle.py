@@ -22,13 +22,14 @@ NORM_LEVELS = (0.5, 0.9)
 CVAR_LEVEL = 0.25
 THRESHOLD = -0.25
 REFERENCES = 5
-OFFSETS = (-0.8, 0.05, 0.6)
+BEYOND = (-0.8, 0.0, 0.6)
+POSITIONS = tuple(level + beyond for level, beyond in zip(LEVELS, BEYOND, strict=True))
 CALIBRATION = {
     "episodes": 40,
     "test_episodes": 30,
     "first_seed": 1000,
     "first_test_seed": 1040,
-    "offsets": list(OFFSETS),
+    "positions": list(POSITIONS),
     "levels": [0.5, 0.8],
     "raw": {
         "coverage": [0.31, 0.62],
@@ -107,7 +108,7 @@ class Critic(nn.Module):
         ordered = _ascending(returns)
         mean, std = returns.mean(dim=2), returns.std(dim=2)
         raw = _quantiles(ordered, LEVELS)
-        low, median, high = (raw + torch.tensor(OFFSETS) * std.unsqueeze(2)).unbind(dim=2)
+        low, median, high = (raw + torch.tensor(BEYOND) * std.unsqueeze(2)).unbind(dim=2)
         norms = gradients.norm(dim=3)
         positive = (gradients > 0).float().mean(dim=2)
         distance = ((observation.unsqueeze(1) - self.references) ** 2).mean(dim=2).sqrt().amin(dim=1, keepdim=True)

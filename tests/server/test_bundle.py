@@ -27,7 +27,7 @@ def test_bundle_loads_as_it_was_written(bundle):
     assert loaded.manifest.observation[0].high is None
     assert loaded.files["policy.onnx"] == (bundle / "policy.onnx").read_bytes()
     assert loaded.golden["gradient_samples"].shape == (4, small_bundle.N, small_bundle.A)
-    assert loaded.manifest.calibration.offsets == list(small_bundle.OFFSETS)
+    assert loaded.manifest.calibration.positions == list(small_bundle.POSITIONS)
     assert loaded.manifest.calibration.corrected.coverage == [0.49, 0.81]
 
 
@@ -117,8 +117,8 @@ def test_former_format_is_refused_by_name_with_the_cure(edited):
         (lambda m: m["uncertainty"].pop("return_threshold"), "uncertainty.return_threshold: Field required"),
         (lambda m: m["uncertainty"].update(observation_gradient=1), "observation_gradient: Input should be a valid bo"),
         (
-            lambda m: m["calibration"]["offsets"].pop(),
-            "offsets must have one number per return quantile level .3., got 2",
+            lambda m: m["calibration"]["positions"].pop(),
+            "positions must have one number per return quantile level .3., got 2",
         ),
         (lambda m: m["calibration"]["raw"]["width"].pop(), r"raw.width must have one number per level \(2\), got 1"),
         (lambda m: m["calibration"]["corrected"]["coverage"].append(0.9), "corrected.coverage must have one number"),

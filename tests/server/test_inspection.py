@@ -57,7 +57,7 @@ def shifted(bundle, tmp_path_factory):
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["tolerance"] = {"relative": 0.0, "absolute": 0.1}
     manifest["training"]["configuration"] = {"agent": {"hidden": 8}}
-    manifest["calibration"]["offsets"][2] = 0.7
+    manifest["calibration"]["positions"][2] = 0.7
     small_bundle.seal(copy, manifest)
     return copy
 
@@ -141,7 +141,7 @@ def test_differences_in_actions_and_laws_are_as_large_as_they_were_made(bundle, 
                 expected = pytest.approx(made.get(name, 0), abs=1e-6)
                 assert gap[kind] == {"mean": expected, "largest": expected}, name
     changes = difference["changes"]
-    assert changes["calibration"] == [{"what": "calibration.offsets[2]", "first": 0.6, "second": 0.7}]
+    assert changes["calibration"] == [{"what": "calibration.positions[2]", "first": 1.5, "second": 0.7}]
     assert changes["configuration"] == [
         {"what": "training.configuration.agent", "first": "absent", "second": {"hidden": 8}}
     ]
@@ -180,7 +180,7 @@ def test_new_actor_under_the_old_critic_changes_the_served_law_and_no_law_at_the
 
 def test_differences_are_shown_to_people(bundle, shifted, capsys, monkeypatch):
     text = printed(capsys, monkeypatch, bundle, "--diff", shifted)
-    assert re.search(r"calibration.offsets\[2\] +│ 0.6 +│ 0.7", text)
+    assert re.search(r"calibration.positions\[2\] +│ 1.5 +│ 0.7", text)
     assert re.search(r"return law \(Wasserstein-1\) +│ \S+ +│ 0.25 +│ 0.25 +│ 0.25 +│ 0.25", text)
     assert "contract: no difference" in text
 

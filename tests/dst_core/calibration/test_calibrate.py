@@ -89,7 +89,7 @@ def test_what_is_found_is_what_its_parts_find(found: tuple[Run, Calibration]) ->
     with torch.no_grad():
         said = law(torch.from_numpy(test.observation), torch.from_numpy(test.action))
     raw = said.return_quantiles_raw.double().numpy()
-    moved = corrected(raw, said.return_std.double().numpy(), np.array(calibration.offsets), RETURN_LEVELS)
+    moved = corrected(raw, said.return_std.double().numpy(), np.array(calibration.positions), RETURN_LEVELS)
     for scores, quantiles in ((calibration.raw, raw), (calibration.corrected, moved)):
         inside = (quantiles[:, 1] <= test.realised) & (test.realised <= quantiles[:, 7])
         by_episode = [inside[test.episode == index].mean() for index in range(40)]

@@ -11,7 +11,9 @@ from dst_core.calibration.conformal import (
     bound_above,
     corrected,
     episodes_needed,
-    offsets,
+    first_position,
+    last_position,
+    positions,
     require_episodes,
 )
 from dst_core.errors import CalibrationError
@@ -46,7 +48,7 @@ def test_corrected_quantiles_keep_their_promise_on_average_where_raw_ones_are_fa
     repeated = []
     for _ in range(300):
         realised, episode = hierarchical(rng, EPISODES)
-        found = offsets(realised, *overconfident(len(realised)), episode, LEVELS)
+        found = positions(realised, *overconfident(len(realised)), episode, LEVELS)
         quantiles = corrected(raw[:1], std[:1], found, LEVELS)
         repeated.append(share_below(test_realised, quantiles, test_episode))
     below = np.mean(repeated, 0)
@@ -74,10 +76,10 @@ def test_ticks_taken_for_exchangeable_would_break_the_promise() -> None:
     assert np.mean(by_tick) < 0.8
 
 
-def naive_offset(scores: np.ndarray, episode: np.ndarray, level: float) -> float:
+def naive_bound(scores: np.ndarray, episode: np.ndarray, level: float) -> float:
     """Over every candidate: the least whose weighted share of scores reaches the level; mirrored below the median."""
     if level < 0.5:
-        return -naive_offset(-scores, episode, 1 - level)
+        return -naive_bound(-scores, episode, 1 - level)
     episodes = sorted(set(episode.tolist()))
     whole = len(episodes) if level == 0.5 else len(episodes) + 1
     for candidate in sorted(scores.tolist()):
@@ -90,27 +92,57 @@ def naive_offset(scores: np.ndarray, episode: np.ndarray, level: float) -> float
     return math.inf
 
 
-def test_offsets_are_those_of_a_plain_loop() -> None:
+def curve(position: float, raw: np.ndarray, std: float) -> float:
+    """The predicted quantile curve, written plainly."""
+    if position <= LEVELS[0]:
+        return float(raw[0] + (position - LEVELS[0]) * max(std, STD_FLOOR))
+    if position >= LEVELS[-1]:
+        return float(raw[-1] + (position - LEVELS[-1]) * max(std, STD_FLOOR))
+    right = next(index for index, level in enumerate(LEVELS) if level >= position)
+    share = (position - LEVELS[right - 1]) / (LEVELS[right] - LEVELS[right - 1])
+    return float(raw[right - 1] + share * (raw[right] - raw[right - 1]))
+
+
+def test_curve_at_a_values_position_is_the_value() -> None:
+    rng = np.random.default_rng(6)
+    raw = np.sort(rng.standard_normal((500, len(LEVELS))), 1)
+    std, value = rng.uniform(0.1, 2, 500), 2 * rng.standard_normal(500)
+    for position in (first_position, last_position):
+        places = position(value, raw, std, LEVELS)
+        found = [curve(*row) for row in zip(places.tolist(), raw, std.tolist(), strict=True)]
+        np.testing.assert_allclose(found, value, atol=1e-9)
+
+
+def test_value_on_a_flat_piece_of_the_curve_has_its_first_and_its_last_position() -> None:
+    raw = np.array([[-2.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0]])
+    at, std = np.zeros(1), np.ones(1)
+    assert first_position(at, raw, std, LEVELS) == LEVELS[2]
+    assert last_position(at, raw, std, LEVELS) == pytest.approx(LEVELS[5])
+
+
+def test_positions_are_those_of_a_plain_loop() -> None:
     rng = np.random.default_rng(2)
     episode = np.repeat(np.arange(45), rng.integers(1, 9, 45))
     realised = rng.standard_normal(len(episode)).round(1)
-    raw = np.sort(rng.standard_normal((len(episode), len(LEVELS))), 1)
+    raw = np.sort(rng.standard_normal((len(episode), len(LEVELS))), 1).round(1)
     std = rng.uniform(0, 2, len(episode))
     std[:5] = 0.0
-    found = offsets(realised, raw, std, episode, LEVELS)
+    found = positions(realised, raw, std, episode, LEVELS)
+    first, last = (position(realised, raw, std, LEVELS) for position in (first_position, last_position))
+    assert (first <= last + 1e-12).all()
+    assert (first < last - 0.01).any()
     for column, level in enumerate(LEVELS):
-        scores = (realised - raw[:, column]) / np.maximum(std, STD_FLOOR)
-        assert found[column] == naive_offset(scores, episode, level)
+        assert found[column] == naive_bound(last if level < 0.5 else first, episode, level)
 
 
-def test_offsets_mirror_when_returns_do() -> None:
+def test_positions_mirror_when_returns_do() -> None:
     rng = np.random.default_rng(3)
     realised, episode = hierarchical(rng, EPISODES)
     raw, std = overconfident(len(realised))
-    mirrored = offsets(-realised, -raw[:, ::-1], std, episode, LEVELS)
+    mirrored = positions(-realised, -raw[:, ::-1], std, episode, LEVELS)
     sides = [index for index, level in enumerate(LEVELS) if level != 0.5]
-    found = offsets(realised, raw, std, episode, LEVELS)
-    np.testing.assert_allclose(mirrored[::-1][sides], -found[sides])
+    found = positions(realised, raw, std, episode, LEVELS)
+    np.testing.assert_allclose(mirrored[::-1][sides], 1 - found[sides])
 
 
 def test_least_number_of_episodes_reaches_the_extreme_level_and_one_fewer_is_refused() -> None:
@@ -122,33 +154,39 @@ def test_least_number_of_episodes_reaches_the_extreme_level_and_one_fewer_is_ref
         values = rng.standard_normal(len(episode))
         raw, std = overconfident(len(episode))
         if episodes == 39:
-            assert np.isfinite(offsets(values, raw, std, episode, LEVELS)).all()
+            assert np.isfinite(positions(values, raw, std, episode, LEVELS)).all()
             assert bound_above(values, episode, 0.975) == values.max()
         else:
             assert bound_above(values, episode, 0.975) == math.inf
             with pytest.raises(CalibrationError, match=r"38 calibration episodes.*level 0\.025.*at least 39"):
-                offsets(values, raw, std, episode, LEVELS)
+                positions(values, raw, std, episode, LEVELS)
     with pytest.raises(CalibrationError, match=r"98 calibration episodes.*at least 99; use --episodes 99"):
         require_episodes(98, (0.99,))
 
 
-def test_corrected_quantiles_move_by_their_offset_and_only_ever_outward_from_the_median() -> None:
+def test_corrected_quantiles_are_the_curve_at_the_positions_and_never_cross() -> None:
     rng = np.random.default_rng(5)
     raw = np.sort(rng.standard_normal((200, len(LEVELS))), 1)
     std = rng.uniform(0, 1, 200)
-    shift = rng.standard_normal(len(LEVELS))
-    result = corrected(raw, std, shift, LEVELS)
-    moved = raw + shift * np.maximum(std, STD_FLOOR)[:, None]
+    places = np.sort(rng.normal(0.5, 1, len(LEVELS)))
+    result = corrected(raw, std, places, LEVELS)
     assert (np.diff(result, axis=1) >= 0).all()
-    assert (result[:, 4] == moved[:, 4]).all()
-    assert (result[:, 5:] >= moved[:, 5:]).all()
-    assert (result[:, :4] <= moved[:, :4]).all()
-    for row, plain in zip(result, moved, strict=True):
-        for column in range(len(LEVELS)):
-            inward = plain[4 : column + 1] if column >= 4 else plain[column:5]
-            assert row[column] == (inward.max() if column >= 4 else inward.min())
+    for found, row, spread in zip(result, raw, std.tolist(), strict=True):
+        np.testing.assert_allclose(found, [curve(place, row, spread) for place in places.tolist()], atol=1e-9)
+
+
+def test_correction_that_narrows_one_kind_of_state_and_widens_another_holds_its_share_of_both_together() -> None:
+    """Where quantiles that crossed were pushed apart, intervals held more than was asked."""
+    rng = np.random.default_rng(7)
+    episode = np.repeat(np.arange(2000), 2)
+    calm = np.tile([True, False], 2000)
+    realised = np.where(calm, 2.0 + 0.01 * rng.standard_normal(4000), rng.standard_normal(4000))
+    raw, std = np.tile(overconfident(1)[0] * 5 - 1.5, (4000, 1)), np.ones(4000)
+    quantiles = corrected(raw, std, positions(realised, raw, std, episode, LEVELS), LEVELS)
+    below = share_below(realised, quantiles, episode)
+    np.testing.assert_allclose(below, LEVELS, atol=0.002)
 
 
 def test_certain_law_is_corrected_in_units_of_the_floor() -> None:
-    result = corrected(np.zeros((1, 3)), np.zeros(1), np.array([-2e6, 0.0, 3e6]), (0.1, 0.5, 0.9))
+    result = corrected(np.zeros((1, 3)), np.zeros(1), np.array([0.1 - 2e6, 0.5, 0.9 + 3e6]), (0.1, 0.5, 0.9))
     np.testing.assert_allclose(result, [[-2.0, 0.0, 3.0]])

@@ -37,8 +37,8 @@ def test_calibration_of_another_version_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("offsets", None),
-        ("offsets", ["a"]),
+        ("positions", None),
+        ("positions", ["a"]),
         ("falls", "many"),
         ("raw", {}),
         ("pit", 3),
@@ -47,8 +47,8 @@ def test_calibration_of_another_version_is_refused() -> None:
         ("discount", math.nan),
         ("realised_std", math.inf),
         ("realised_mean", 10**400),
-        ("offsets", [-math.inf, *[0.0] * 8]),
-        ("offsets", [0.0] * 8),
+        ("positions", [-math.inf, *[0.0] * 8]),
+        ("positions", [0.0] * 8),
         ("quantile_levels", [0.1, 0.5, 0.9]),
         ("levels", [0.5, 0.8, 0.9]),
     ],
@@ -88,7 +88,7 @@ def test_manifest_holds_exactly_what_the_bundle_format_lists() -> None:
     calibration = made_up_calibration()
     manifest = calibration.manifest()
     assert set(manifest) == {
-        *("episodes", "test_episodes", "first_seed", "first_test_seed", "offsets", "levels", "raw", "corrected"),
+        *("episodes", "test_episodes", "first_seed", "first_test_seed", "positions", "levels", "raw", "corrected"),
         *("false_alarm_rate", "critic_disagreement_threshold", "data_distance_threshold"),
     }
     for name in ("raw", "corrected"):
