@@ -78,17 +78,9 @@ class Correction(nn.Module):
         self.register_buffer("beyond", torch.tensor(beyond, dtype=torch.float32))
 
     def forward(self, raw: Tensor, std: Tensor) -> Tensor:
-        """The curve through the raw quantiles (B, Q) at the positions; a running maximum, lest rounding cross two."""
+        """The curve through the raw quantiles (B, Q) at the positions; sorted, lest rounding cross two."""
         moved = raw @ self.weights + self.beyond * std.clamp_min(STD_FLOOR).unsqueeze(1)
-        return _ascending(moved)
-
-
-def _ascending(values: Tensor) -> Tensor:
-    """The running maximum of (B, Q), in operations that export."""
-    columns = list(torch.split(values, 1, 1))
-    for index in range(1, len(columns)):
-        columns[index] = torch.maximum(columns[index - 1], columns[index])
-    return torch.cat(columns, 1)
+        return moved.topk(len(self.beyond), dim=1, largest=False, sorted=True).values
 
 
 class Outputs(nn.Module):

@@ -144,4 +144,4 @@ def corrected(raw: Numbers, std: Numbers, positions: Numbers, levels: Sequence[f
         levels: (Q,) ascending.
     """
     weights, beyond = on_curve(positions, levels)
-    return np.maximum.accumulate(raw @ weights + beyond * np.maximum(std, STD_FLOOR)[:, None], axis=1)
+    return np.sort(raw @ weights + beyond * np.maximum(std, STD_FLOOR)[:, None], axis=1)
