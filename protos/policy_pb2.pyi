@@ -52,6 +52,34 @@ DETAIL_SAMPLES: Detail.ValueType  # 3
 """summary and the raw joint samples"""
 Global___Detail: _TypeAlias = Detail  # noqa: Y015
 
+class _Rule:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RuleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Rule.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RULE_UNSPECIFIED: _Rule.ValueType  # 0
+    """read as RULE_ACTOR"""
+    RULE_ACTOR: _Rule.ValueType  # 1
+    """the actor's action"""
+    RULE_BEST_MEAN: _Rule.ValueType  # 2
+    """the candidate with the highest return_mean"""
+    RULE_BEST_CVAR: _Rule.ValueType  # 3
+    """the candidate with the highest return_cvar: careful"""
+
+class Rule(_Rule, metaclass=_RuleEnumTypeWrapper):
+    """How an action is picked. Candidates are the actor's action, always the first, and further ones around it within the limits."""
+
+RULE_UNSPECIFIED: Rule.ValueType  # 0
+"""read as RULE_ACTOR"""
+RULE_ACTOR: Rule.ValueType  # 1
+"""the actor's action"""
+RULE_BEST_MEAN: Rule.ValueType  # 2
+"""the candidate with the highest return_mean"""
+RULE_BEST_CVAR: Rule.ValueType  # 3
+"""the candidate with the highest return_cvar: careful"""
+Global___Rule: _TypeAlias = Rule  # noqa: Y015
+
 class _GuardState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -87,6 +115,8 @@ class _DecisionStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decisi
     """the observation was invalid; see error"""
     DECISION_STATUS_FAILED: _DecisionStatus.ValueType  # 5
     """the policy produced no usable action; see error"""
+    DECISION_STATUS_OVERLOADED: _DecisionStatus.ValueType  # 6
+    """shed before it was computed; see retry_after_ms"""
 
 class DecisionStatus(_DecisionStatus, metaclass=_DecisionStatusEnumTypeWrapper): ...
 
@@ -100,6 +130,8 @@ DECISION_STATUS_REJECTED: DecisionStatus.ValueType  # 4
 """the observation was invalid; see error"""
 DECISION_STATUS_FAILED: DecisionStatus.ValueType  # 5
 """the policy produced no usable action; see error"""
+DECISION_STATUS_OVERLOADED: DecisionStatus.ValueType  # 6
+"""shed before it was computed; see retry_after_ms"""
 Global___DecisionStatus: _TypeAlias = DecisionStatus  # noqa: Y015
 
 @_typing.final
@@ -133,6 +165,65 @@ class Channel(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Channel: _TypeAlias = Channel  # noqa: Y015
+
+@_typing.final
+class Selection(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    SPREAD_FIELD_NUMBER: _builtins.int
+    rule: Global___Rule.ValueType
+    candidates: _builtins.int
+    """2 to 256; 0 is read as 16"""
+    spread: _builtins.float
+    """standard deviation of the candidates around the actor's action, in half action ranges, above 0 up to 1; 0 is read as 0.1"""
+    def __init__(
+        self,
+        *,
+        rule: Global___Rule.ValueType = ...,
+        candidates: _builtins.int = ...,
+        spread: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "rule", b"rule", "spread", b"spread"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Selection: _TypeAlias = Selection  # noqa: Y015
+
+@_typing.final
+class Selected(_message.Message):
+    """What was picked, and what it is expected to gain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    GAIN_FIELD_NUMBER: _builtins.int
+    rule: Global___Rule.ValueType
+    candidates: _builtins.int
+    index: _builtins.int
+    """of the candidate that was picked; 0 is the actor's action"""
+    gain: _builtins.float
+    """return_mean or return_cvar of the picked candidate less that of the actor's action"""
+    def __init__(
+        self,
+        *,
+        rule: Global___Rule.ValueType = ...,
+        candidates: _builtins.int = ...,
+        index: _builtins.int = ...,
+        gain: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "gain", b"gain", "index", b"index", "rule", b"rule"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Selected: _TypeAlias = Selected  # noqa: Y015
 
 @_typing.final
 class DescribeRequest(_message.Message):
@@ -308,12 +399,17 @@ class ActRequest(_message.Message):
     CONTRACT_FIELD_NUMBER: _builtins.int
     OBSERVATION_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     contract: _builtins.str
     """optional; a mismatch is refused"""
     detail: Global___Detail.ValueType
     @_builtins.property
     def observation(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def selection(self) -> Global___Selection:
+        """absent: the actor's action"""
+
     def __init__(
         self,
         *,
@@ -321,10 +417,11 @@ class ActRequest(_message.Message):
         contract: _builtins.str = ...,
         observation: _abc.Iterable[_builtins.float] | None = ...,
         detail: Global___Detail.ValueType = ...,
+        selection: Global___Selection | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contract", b"contract", "detail", b"detail", "observation", b"observation", "policy", b"policy"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contract", b"contract", "detail", b"detail", "observation", b"observation", "policy", b"policy", "selection", b"selection"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -363,18 +460,84 @@ class ActResponse(_message.Message):
 Global___ActResponse: _TypeAlias = ActResponse  # noqa: Y015
 
 @_typing.final
-class Decision(_message.Message):
+class AssessRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    ACTION_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    CONTRACT_FIELD_NUMBER: _builtins.int
+    OBSERVATION_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    contract: _builtins.str
+    """optional; a mismatch is refused"""
+    detail: Global___Detail.ValueType
+    """DETAIL_NONE says nothing of a candidate and is refused"""
+    @_builtins.property
+    def observation(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def candidates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """(count, action), row-major, within the limits"""
+
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        contract: _builtins.str = ...,
+        observation: _abc.Iterable[_builtins.float] | None = ...,
+        candidates: _abc.Iterable[_builtins.float] | None = ...,
+        detail: Global___Detail.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "contract", b"contract", "detail", b"detail", "observation", b"observation", "policy", b"policy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AssessRequest: _TypeAlias = AssessRequest  # noqa: Y015
+
+@_typing.final
+class AssessResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    ASSESSMENTS_FIELD_NUMBER: _builtins.int
+    QUEUE_NS_FIELD_NUMBER: _builtins.int
+    INFERENCE_NS_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    policy_version: _builtins.str
+    queue_ns: _builtins.int
+    inference_ns: _builtins.int
+    @_builtins.property
+    def assessments(self) -> _containers.RepeatedCompositeFieldContainer[Global___Assessment]:
+        """one per candidate, in the order sent"""
+
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        policy_version: _builtins.str = ...,
+        assessments: _abc.Iterable[Global___Assessment] | None = ...,
+        queue_ns: _builtins.int = ...,
+        inference_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assessments", b"assessments", "inference_ns", b"inference_ns", "policy", b"policy", "policy_version", b"policy_version", "queue_ns", b"queue_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AssessResponse: _TypeAlias = AssessResponse  # noqa: Y015
+
+@_typing.final
+class Assessment(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
     SUMMARY_FIELD_NUMBER: _builtins.int
     SAMPLES_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def action(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
-    @_builtins.property
-    def summary(self) -> Global___Summary:
-        """absent with DETAIL_NONE"""
-
+    def summary(self) -> Global___Summary: ...
     @_builtins.property
     def samples(self) -> Global___Samples:
         """only with DETAIL_SAMPLES"""
@@ -382,13 +545,50 @@ class Decision(_message.Message):
     def __init__(
         self,
         *,
-        action: _abc.Iterable[_builtins.float] | None = ...,
         summary: Global___Summary | None = ...,
         samples: Global___Samples | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "samples", b"samples", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Assessment: _TypeAlias = Assessment  # noqa: Y015
+
+@_typing.final
+class Decision(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACTION_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    SAMPLES_FIELD_NUMBER: _builtins.int
+    SELECTED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def action(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    @_builtins.property
+    def summary(self) -> Global___Summary:
+        """of the action above; absent with DETAIL_NONE"""
+
+    @_builtins.property
+    def samples(self) -> Global___Samples:
+        """only with DETAIL_SAMPLES"""
+
+    @_builtins.property
+    def selected(self) -> Global___Selected:
+        """absent where the actor's action was asked for"""
+
+    def __init__(
+        self,
+        *,
+        action: _abc.Iterable[_builtins.float] | None = ...,
+        summary: Global___Summary | None = ...,
+        samples: Global___Samples | None = ...,
+        selected: Global___Selected | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["samples", b"samples", "selected", b"selected", "summary", b"summary"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "samples", b"samples", "selected", b"selected", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -543,12 +743,25 @@ class OpenSession(_message.Message):
     ROBOT_FIELD_NUMBER: _builtins.int
     CONTRACT_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
+    RATE_HZ_FIELD_NUMBER: _builtins.int
+    LATENCY_MS_FIELD_NUMBER: _builtins.int
     policy: _builtins.str
     robot: _builtins.str
     """a name for people; the server makes it unique"""
     contract: _builtins.str
     """optional; a mismatch is refused"""
     detail: Global___Detail.ValueType
+    rate_hz: _builtins.float
+    """Optional promise: that many observations per second, each answered within latency_ms for 99 of 100. The server
+    grants it from what decisions have cost it, or refuses the session with RESOURCE_EXHAUSTED. Without it the
+    session gets what granted ones leave.
+    """
+    latency_ms: _builtins.float
+    @_builtins.property
+    def selection(self) -> Global___Selection:
+        """absent: the actor's action"""
+
     def __init__(
         self,
         *,
@@ -556,10 +769,13 @@ class OpenSession(_message.Message):
         robot: _builtins.str = ...,
         contract: _builtins.str = ...,
         detail: Global___Detail.ValueType = ...,
+        selection: Global___Selection | None = ...,
+        rate_hz: _builtins.float = ...,
+        latency_ms: _builtins.float = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["contract", b"contract", "detail", b"detail", "policy", b"policy", "robot", b"robot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contract", b"contract", "detail", b"detail", "latency_ms", b"latency_ms", "policy", b"policy", "rate_hz", b"rate_hz", "robot", b"robot", "selection", b"selection"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -670,7 +886,12 @@ class SessionOpened(_message.Message):
 
     SESSION_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    GRANTED_RATE_HZ_FIELD_NUMBER: _builtins.int
+    GRANTED_LATENCY_MS_FIELD_NUMBER: _builtins.int
     session: _builtins.str
+    granted_rate_hz: _builtins.float
+    """0: nothing was promised"""
+    granted_latency_ms: _builtins.float
     @_builtins.property
     def description(self) -> Global___DescribeResponse: ...
     def __init__(
@@ -678,10 +899,12 @@ class SessionOpened(_message.Message):
         *,
         session: _builtins.str = ...,
         description: Global___DescribeResponse | None = ...,
+        granted_rate_hz: _builtins.float = ...,
+        granted_latency_ms: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "granted_latency_ms", b"granted_latency_ms", "granted_rate_hz", b"granted_rate_hz", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -702,6 +925,7 @@ class ControlDecision(_message.Message):
     REPLIED_NS_FIELD_NUMBER: _builtins.int
     QUEUE_NS_FIELD_NUMBER: _builtins.int
     INFERENCE_NS_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
     tick: _builtins.int
     """of the observation it answers"""
     status: Global___DecisionStatus.ValueType
@@ -717,6 +941,8 @@ class ControlDecision(_message.Message):
     """the server's monotonic clock"""
     queue_ns: _builtins.int
     inference_ns: _builtins.int
+    retry_after_ms: _builtins.int
+    """only with DECISION_STATUS_OVERLOADED"""
     @_builtins.property
     def decision(self) -> Global___Decision:
         """only with DECISION_STATUS_OK"""
@@ -735,10 +961,11 @@ class ControlDecision(_message.Message):
         replied_ns: _builtins.int = ...,
         queue_ns: _builtins.int = ...,
         inference_ns: _builtins.int = ...,
+        retry_after_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "error", b"error", "inference_ns", b"inference_ns", "policy_version", b"policy_version", "queue_ns", b"queue_ns", "received_ns", b"received_ns", "replied_ns", b"replied_ns", "sent_ns", b"sent_ns", "status", b"status", "tick", b"tick", "valid_until_ns", b"valid_until_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "error", b"error", "inference_ns", b"inference_ns", "policy_version", b"policy_version", "queue_ns", b"queue_ns", "received_ns", b"received_ns", "replied_ns", b"replied_ns", "retry_after_ms", b"retry_after_ms", "sent_ns", b"sent_ns", "status", b"status", "tick", b"tick", "valid_until_ns", b"valid_until_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -49,6 +49,11 @@ class PolicyServiceStub:
                 request_serializer=protos_dot_policy__pb2.ControlRequest.SerializeToString,
                 response_deserializer=protos_dot_policy__pb2.ControlResponse.FromString,
                 _registered_method=True)
+        self.Assess = channel.unary_unary(
+                '/dst.policy.v1.PolicyService/Assess',
+                request_serializer=protos_dot_policy__pb2.AssessRequest.SerializeToString,
+                response_deserializer=protos_dot_policy__pb2.AssessResponse.FromString,
+                _registered_method=True)
 
 
 class PolicyServiceServicer:
@@ -76,6 +81,13 @@ class PolicyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Assess(self, request, context):
+        """One observation, many candidate actions: the law of the return and of its action gradient for each.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PolicyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +105,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.Control,
                     request_deserializer=protos_dot_policy__pb2.ControlRequest.FromString,
                     response_serializer=protos_dot_policy__pb2.ControlResponse.SerializeToString,
+            ),
+            'Assess': grpc.unary_unary_rpc_method_handler(
+                    servicer.Assess,
+                    request_deserializer=protos_dot_policy__pb2.AssessRequest.FromString,
+                    response_serializer=protos_dot_policy__pb2.AssessResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -176,6 +193,33 @@ class PolicyService:
             '/dst.policy.v1.PolicyService/Control',
             protos_dot_policy__pb2.ControlRequest.SerializeToString,
             protos_dot_policy__pb2.ControlResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Assess(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dst.policy.v1.PolicyService/Assess',
+            protos_dot_policy__pb2.AssessRequest.SerializeToString,
+            protos_dot_policy__pb2.AssessResponse.FromString,
             options,
             channel_credentials,
             insecure,

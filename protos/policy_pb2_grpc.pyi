@@ -44,6 +44,8 @@ class PolicyServiceStub:
     """A control loop. The first request opens the session, every later one carries an observation. Latest wins: an
     observation that waits when a newer one arrives is answered SUPERSEDED without being computed.
     """
+    Assess: _grpc.UnaryUnaryMultiCallable[_policy_pb2.AssessRequest, _policy_pb2.AssessResponse]
+    """One observation, many candidate actions: the law of the return and of its action gradient for each."""
 
 @_typing.type_check_only
 class PolicyServiceAsyncStub(PolicyServiceStub):
@@ -56,6 +58,8 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
     """A control loop. The first request opens the session, every later one carries an observation. Latest wins: an
     observation that waits when a newer one arrives is answered SUPERSEDED without being computed.
     """
+    Assess: _aio.UnaryUnaryMultiCallable[_policy_pb2.AssessRequest, _policy_pb2.AssessResponse]  # type: ignore[assignment]
+    """One observation, many candidate actions: the law of the return and of its action gradient for each."""
 
 class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -83,5 +87,13 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         """A control loop. The first request opens the session, every later one carries an observation. Latest wins: an
         observation that waits when a newer one arrives is answered SUPERSEDED without being computed.
         """
+
+    @_abc_1.abstractmethod
+    def Assess(
+        self,
+        request: _policy_pb2.AssessRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.AssessResponse, _abc.Awaitable[_policy_pb2.AssessResponse]]:
+        """One observation, many candidate actions: the law of the return and of its action gradient for each."""
 
 def add_PolicyServiceServicer_to_server(servicer: PolicyServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
