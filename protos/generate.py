@@ -11,7 +11,10 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = ("protos/policy.proto", "protos/record.proto")
+SOURCES = ("protos/open_inference.proto", "protos/policy.proto", "protos/record.proto")
+OWN_POOL = "protos/open_inference.proto"
+"""Its names are public and others' stubs register them too (tritonclient, kserve): in the pool that all stubs share, the
+second to be imported would be refused. In a pool of its own both live in one process."""
 SUFFIXES = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 
 
@@ -36,6 +39,9 @@ def generate(out: Path) -> None:
     command += [f"--python_out={out}", f"--grpc_python_out={out}", f"--mypy_out=quiet:{out}"]
     command += [f"--mypy_grpc_out=quiet:{out}", *SOURCES]
     subprocess.run(command, cwd=ROOT, check=True)
+    stub = out / stub_paths(OWN_POOL)[0]
+    shared, own = "_descriptor_pool.Default()", "_descriptor_pool.DescriptorPool()"
+    stub.write_text(stub.read_text().replace(shared, own, 1))
 
 
 def differences(generated: Path, checked_in: Path) -> list[str]:
