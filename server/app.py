@@ -47,7 +47,7 @@ class PolicyServer:
     def __init__(self, core: Core, config: ServeConfig) -> None:
         self.core = core
         self._config = config
-        self.telemetry = Telemetry(list(core.policies))
+        self.telemetry = Telemetry(policy.manifest for policy in core.policies.values())
         self.live = Live(core, clock=core.clock)
         self._native = NativeServer(core, self.live, self.telemetry, max_message_bytes=config.max_message_bytes)
         self.grpc_address = config.grpc_address

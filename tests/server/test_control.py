@@ -113,7 +113,7 @@ def test_observation_that_expired_while_it_waited_is_not_computed(gated):
         assert (answer.tick, answer.status) == (1, pb.DECISION_STATUS_EXPIRED)
         assert "expired" in answer.error
         assert not gated.entered.acquire(blocking=False)
-        assert running.metric("dst_decisions_total", status="expired", wire="control") == 1
+        assert running.metric("dst_decisions_total", status="expired", method="control") == 1
 
 
 def test_sessions_are_isolated(loaded):

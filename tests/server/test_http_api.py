@@ -166,19 +166,19 @@ def test_not_ready_once_it_stops_accepting(loaded):
         assert act(running, OBSERVATION).status_code == 503
 
 
-def test_metrics_count_decisions_by_wire_and_status(loaded):
+def test_metrics_count_decisions_by_method_and_status(loaded):
     with Running.of(loaded) as running:
         act(running, OBSERVATION)
         act(running, OBSERVATION)
         act(running, [1.0])
         running.stub.Act(act_request(), timeout=20)
-        assert running.metric("dst_decisions_total", wire="http", status="ok") == 2
-        assert running.metric("dst_decisions_total", wire="http", status="rejected") == 1
-        assert running.metric("dst_decisions_total", wire="act", status="ok") == 1
+        assert running.metric("dst_decisions_total", method="http", status="ok") == 2
+        assert running.metric("dst_decisions_total", method="http", status="rejected") == 1
+        assert running.metric("dst_decisions_total", method="act", status="ok") == 1
         for stage in ("queue", "inference", "total"):
-            assert running.metric("dst_stage_latency_seconds_count", stage=stage) == 3
-        total = running.metric("dst_stage_latency_seconds_sum", stage="total")
-        assert total >= running.metric("dst_stage_latency_seconds_sum", stage="inference") > 0
+            assert running.metric("dst_stage_latency_seconds_count", method="http", stage=stage) == 2
+        total = running.metric("dst_stage_latency_seconds_sum", method="http", stage="total")
+        assert total >= running.metric("dst_stage_latency_seconds_sum", method="http", stage="inference") > 0
 
 
 def test_openapi_documents_act_and_its_errors(running):
