@@ -41,6 +41,7 @@ class Run(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    SELECTION_FIELD_NUMBER: _builtins.int
     environment: _builtins.str
     robot: _builtins.str
     server: _builtins.str
@@ -72,6 +73,10 @@ class Run(_message.Message):
     def description(self) -> _policy_pb2.DescribeResponse:
         """how to read the decisions: levels, thresholds, calibration"""
 
+    @_builtins.property
+    def selection(self) -> _policy_pb2.Selection:
+        """how actions were picked; absent: the actor's"""
+
     def __init__(
         self,
         *,
@@ -91,10 +96,11 @@ class Run(_message.Message):
         detail: _policy_pb2.Detail.ValueType = ...,
         seed: _builtins.int = ...,
         description: _policy_pb2.DescribeResponse | None = ...,
+        selection: _policy_pb2.Selection | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "selection", b"selection"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "budget_s", b"budget_s", "contract", b"contract", "control_period_s", b"control_period_s", "description", b"description", "detail", b"detail", "environment", b"environment", "observation", b"observation", "perturbations", b"perturbations", "policy", b"policy", "policy_version", b"policy_version", "realtime", b"realtime", "robot", b"robot", "seed", b"seed", "server", b"server", "tick_period_s", b"tick_period_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "budget_s", b"budget_s", "contract", b"contract", "control_period_s", b"control_period_s", "description", b"description", "detail", b"detail", "environment", b"environment", "observation", b"observation", "perturbations", b"perturbations", "policy", b"policy", "policy_version", b"policy_version", "realtime", b"realtime", "robot", b"robot", "seed", b"seed", "selection", b"selection", "server", b"server", "tick_period_s", b"tick_period_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -43,6 +43,8 @@ EXIT_REFUSED = 2
 EXIT_NOT_SAVED = 3
 EXIT_SERVER_LOST = 4
 EXIT_GUARD_STOPPED = 5
+RULES = {"best-mean": pb.RULE_BEST_MEAN, "best-cvar": pb.RULE_BEST_CVAR}
+CANDIDATES = range(2, 257)
 DETAILS = {"none": pb.DETAIL_NONE, "summary": pb.DETAIL_SUMMARY, "samples": pb.DETAIL_SAMPLES}
 EXAMPLES = """Drive a simulated robot with a served policy.
 
@@ -50,6 +52,7 @@ Examples:
   dst-drive --server 127.0.0.1:50051 --env InvertedPendulum-v5 --episodes 5
   dst-drive --server unix:/run/policy.sock --env Hopper-v5 --perturb actuation=0.1 dynamics=0.01 --realtime
   dst-drive --server 127.0.0.1:50051 --env Hopper-v5 --rate 100 --record run.mcap --report run.json
+  dst-drive --server 127.0.0.1:50051 --env Hopper-v5 --selection best-cvar --candidates 32
 
 Exit codes: 0 done, 2 refused before moving, 3 record or report incomplete, 4 server lost,
 5 stopped by the guard in at least one episode, 130 Ctrl-C, 143 SIGTERM."""
@@ -87,6 +90,11 @@ class DriveConfig:
     """Which policy to ask; may be left out where the server has loaded exactly one."""
     detail: Literal["none", "summary", "samples"] = "summary"
     """How much uncertainty each decision carries."""
+    selection: Literal["actor", "best-mean", "best-cvar"] = "actor"
+    """How actions are picked: the actor's, or of candidates around it the one whose return is best by its mean or by
+    the mean of its worst share (careful)."""
+    candidates: int = 16
+    """Among how many actions a selection picks, the actor's included, 2 to 256."""
     name: str = ""
     """What the operator's page calls this robot; the host's name where not given."""
 
@@ -98,6 +106,10 @@ class DriveConfig:
         for option, value in (("--rate", self.rate), ("--budget-s", self.budget_s)):
             if value is not None and not (math.isfinite(value) and value > 0.0):
                 raise DriveConfigError(f"{option} must be a finite number > 0, got {value}")
+        if self.candidates not in CANDIDATES:
+            raise DriveConfigError(
+                f"--candidates must be {CANDIDATES.start} to {CANDIDATES.stop - 1}, got {self.candidates}"
+            )
         GuardConfig(hold_timeout_s=self.hold_timeout_s)
         if self.report is not None and not self.report.absolute().parent.is_dir():
             raise DriveConfigError(f"--report must be in an existing directory, got {self.report}")
@@ -158,6 +170,7 @@ def drive(config: DriveConfig, console: Console) -> int:
                 robot=robot_name(config),
                 contract=description.contract,
                 detail=DETAILS[config.detail],
+                selection=selection_of(config),
             )
         )
         loop = ControlLoop(
@@ -213,6 +226,13 @@ def robot_name(config: DriveConfig) -> str:
     return config.name or socket.gethostname()
 
 
+def selection_of(config: DriveConfig) -> pb.Selection | None:
+    """How the server is to pick the actions, or None for the actor's."""
+    if config.selection == "actor":
+        return None
+    return pb.Selection(rule=RULES[config.selection], candidates=config.candidates)
+
+
 def check_contract(robot: MujocoRobot, description: pb.DescribeResponse, console: Console) -> None:
     """Refuse a policy that means something else by its numbers.
 
@@ -266,6 +286,7 @@ def run_message(
         detail=DETAILS[config.detail],
         seed=config.seed,
         description=description,
+        selection=selection_of(config),
     )
 
 

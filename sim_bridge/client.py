@@ -1,4 +1,4 @@
-"""The robot's view of a policy server: describe it, ask for one decision, open a control session."""
+"""The robot's view of a policy server: describe it, ask for one decision, assess actions, open a control session."""
 
 from types import TracebackType
 from typing import Self
@@ -9,20 +9,11 @@ from numpy.typing import NDArray
 
 from protos import policy_pb2 as pb
 from protos.policy_pb2_grpc import PolicyServiceStub
+from sim_bridge.channel import open_channel, unreachable_text
 from sim_bridge.control_session import ControlSession
 from sim_bridge.errors import ServerUnreachableError
+from sim_bridge.messages import act_request, assess_request
 from sim_bridge.wire_errors import error_of
-
-CHANNEL_OPTIONS = (
-    # A robot waits for a server that restarts: try again often, where gRPC would pause for up to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    # A proxy meant for browsers has no place between a robot and its policy.
-    ("grpc.enable_http_proxy", 0),
-    # Each client has connections of its own: another client's backoff is not ours.
-    ("grpc.use_local_subchannel_pool", 1),
-)
 
 
 class PolicyClient:
@@ -30,13 +21,13 @@ class PolicyClient:
 
     Args:
         address: `host:port` or `unix:PATH`.
-        call_timeout_s: deadline of `describe` and `act`, and of opening a control session, in seconds.
+        call_timeout_s: deadline of `describe`, `act` and `assess`, and of opening a control session, in seconds.
     """
 
     def __init__(self, address: str, *, call_timeout_s: float = 5.0) -> None:
         self.address = address
         self._call_timeout_s = call_timeout_s
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._channel = open_channel(address)
         self._stub = PolicyServiceStub(self._channel)
         self._sessions: list[ControlSession] = []
 
@@ -49,10 +40,7 @@ class PolicyClient:
         try:
             grpc.channel_ready_future(self._channel).result(timeout=timeout_s)
         except grpc.FutureTimeoutError:
-            raise ServerUnreachableError(
-                f"policy server must accept connections at {self.address}, got none within {timeout_s:g} s; "
-                f"start it with `dst-serve BUNDLE --grpc {self.address}` or correct the address"
-            ) from None
+            raise ServerUnreachableError(unreachable_text(self.address, timeout_s)) from None
 
     def describe(self, policy: str = "") -> pb.DescribeResponse:
         """The contract of a loaded policy; `policy` may be empty where exactly one is loaded.
@@ -73,6 +61,7 @@ class PolicyClient:
         policy: str = "",
         contract: str = "",
         detail: pb.Detail.ValueType = pb.DETAIL_SUMMARY,
+        selection: pb.Selection | None = None,
     ) -> pb.ActResponse:
         """One decision for one observation.
 
@@ -81,14 +70,45 @@ class PolicyClient:
             policy: may be empty where exactly one is loaded.
             contract: fingerprint to insist on, from `describe`.
             detail: how much uncertainty the reply carries.
+            selection: how the action is picked; the actor's where not given.
 
         Raises:
             ServerUnreachableError: if no answer came in time.
+            ServerOverloadedError: if the server has too much to do; says when to try again.
             RequestRefusedError: if the observation or the contract does not fit; the message names the channel.
         """
-        request = pb.ActRequest(policy=policy, contract=contract, observation=observation.tolist(), detail=detail)
+        request = act_request(observation, policy=policy, contract=contract, detail=detail, selection=selection)
         try:
             return self._stub.Act(request, timeout=self._call_timeout_s)
+        except grpc.RpcError as error:
+            raise error_of(error, self.address) from error
+
+    def assess(
+        self,
+        observation: NDArray[np.floating],
+        candidates: NDArray[np.floating],
+        *,
+        policy: str = "",
+        contract: str = "",
+        detail: pb.Detail.ValueType = pb.DETAIL_SUMMARY,
+    ) -> pb.AssessResponse:
+        """The law of the return and of its action gradient for many actions at one observation.
+
+        Args:
+            observation: (S,) in the order and units of the policy's contract.
+            candidates: (C, A), one action per row, within the limits; the assessments come in their order.
+            policy: may be empty where exactly one is loaded.
+            contract: fingerprint to insist on, from `describe`.
+            detail: summaries, or summaries and samples.
+
+        Raises:
+            ServerUnreachableError: if no answer came in time.
+            ServerOverloadedError: if the server has too much to do; says when to try again.
+            RequestRefusedError: if the observation, a candidate or the contract does not fit.
+        """
+        request = assess_request(observation, candidates, policy=policy, contract=contract, detail=detail)
+        try:
+            return self._stub.Assess(request, timeout=self._call_timeout_s)
         except grpc.RpcError as error:
             raise error_of(error, self.address) from error
 
@@ -99,6 +119,9 @@ class PolicyClient:
         robot: str = "",
         contract: str = "",
         detail: pb.Detail.ValueType = pb.DETAIL_SUMMARY,
+        selection: pb.Selection | None = None,
+        rate_hz: float = 0.0,
+        latency_ms: float = 0.0,
         reply_timeout_s: float = 2.0,
     ) -> ControlSession:
         """Open a control session and wait until the server has confirmed it.
@@ -108,16 +131,27 @@ class PolicyClient:
             robot: a name for people.
             contract: fingerprint to insist on, from `describe`.
             detail: how much uncertainty each decision carries.
+            selection: how each action is picked; the actor's where not given.
+            rate_hz: with `latency_ms`, the promise to ask for: that many observations per second,
+            latency_ms: each answered within this for 99 of 100. Without them the session gets what others leave.
             reply_timeout_s: after this long without any reply the connection counts as lost and is made anew.
 
         Raises:
             ServerUnreachableError: if no confirmation came in time.
-            RequestRefusedError: if the server refuses the policy or the contract.
+            ServerOverloadedError: if the server does not grant the promise.
+            RequestRefusedError: if the server refuses the policy, the contract or the selection.
         """
         session = ControlSession(
-            self._stub,
             self.address,
-            pb.OpenSession(policy=policy, robot=robot, contract=contract, detail=detail),
+            pb.OpenSession(
+                policy=policy,
+                robot=robot,
+                contract=contract,
+                detail=detail,
+                selection=selection,
+                rate_hz=rate_hz,
+                latency_ms=latency_ms,
+            ),
             open_timeout_s=self._call_timeout_s,
             reply_timeout_s=reply_timeout_s,
         )

@@ -23,7 +23,7 @@ GUARD_STATES = {
     GuardState.HOLD: pb.GUARD_STATE_HOLD,
     GuardState.STOP: pb.GUARD_STATE_STOP,
 }
-NOT_IN_TIME = {Outcome.LATE, Outcome.LOST, Outcome.EXPIRED, Outcome.SUPERSEDED}
+NOT_IN_TIME = {Outcome.LATE, Outcome.LOST, Outcome.EXPIRED, Outcome.SUPERSEDED, Outcome.OVERLOADED}
 
 
 class DecisionSource(Protocol):
@@ -67,6 +67,9 @@ class LoopStatistics:
     hold_ticks: int = 0
     stops: int = 0
     running_ns: int = 0
+    selected_ticks: int = 0
+    departed_ticks: int = 0
+    gain_sum: float = 0.0
     round_trips: RoundTrips = field(default_factory=RoundTrips)
     guard: GuardState = GuardState.NOMINAL
     guard_reason: str = ""
@@ -171,6 +174,7 @@ class ControlLoop:
         statistics.guard, statistics.guard_reason = verdict.state, verdict.reason
         if reply.decision is not None:
             statistics.round_trips.add(reply.round_trip_ns)
+            self._count_selected(reply.decision.decision)
         self._last_round_trip_ns = reply.round_trip_ns
         self.episode_return += result.reward
         if self._record is not None:
@@ -187,6 +191,12 @@ class ControlLoop:
                 )
             )
         return result, verdict
+
+    def _count_selected(self, decision: pb.Decision) -> None:
+        if decision.HasField("selected"):
+            self.statistics.selected_ticks += 1
+            self.statistics.departed_ticks += decision.selected.index > 0
+            self.statistics.gain_sum += decision.selected.gain
 
     def _next_tick_ns(self, scheduled_ns: int) -> int:
         due_ns = scheduled_ns + self._period_ns

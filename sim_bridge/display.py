@@ -108,6 +108,12 @@ def print_report(console: Console, report: DriveReport) -> None:
         ),
         "guard": f"{report.guard['hold_ticks']} ticks held, {report.guard['stops']} stops",
     }
+    if report.selection is not None:
+        selection = report.selection
+        rows["selected"] = (
+            f"another action than the actor's in {selection['share_departed']:.1%} of {selection['ticks']} decisions, "
+            f"expected gain {selection['gain_mean']:.3g} (mean)"
+        )
     if report.dropped_records:
         rows["records dropped"] = str(report.dropped_records)
     for name, value in rows.items():

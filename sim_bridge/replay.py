@@ -86,7 +86,11 @@ def replay(path: Path, client: PolicyClient, policy: str = "") -> Replay:
         if not isinstance(tick, record_pb2.Tick) or tick.decision.status != pb.DECISION_STATUS_OK:
             continue
         answer = client.act(
-            np.array(tick.observation, np.float32), policy=policy, contract=run.contract, detail=run.detail
+            np.array(tick.observation, np.float32),
+            policy=policy,
+            contract=run.contract,
+            detail=run.detail,
+            selection=run.selection if run.HasField("selection") else None,
         )
         recorded = np.array(tick.decision.decision.action, np.float32)
         replayed = np.array(answer.decision.action, np.float32)

@@ -36,6 +36,9 @@ class DriveReport:
     """Its version when the run began."""
     calibrated: bool
     """Whether its stated ranges were compared with realised returns."""
+    selection: dict[str, float] | None
+    """How actions were picked from candidates: ticks where that was so, share_departed from the actor's action,
+    gain_mean in units of the return; null where the actor's action was taken."""
     dropped_records: int
     """Messages that are not in the record."""
     stale_replies: int
@@ -58,6 +61,7 @@ def drive_report(
     """The report of a run, whole or cut short."""
     whole = [episode.episode_return for episode in episodes if not episode.interrupted]
     trips = statistics.round_trips
+    selected = statistics.selected_ticks
     nanoseconds = {
         "p50": trips.percentile_ns(50),
         "p99": trips.percentile_ns(99),
@@ -84,6 +88,13 @@ def drive_report(
         policy=policy,
         policy_version=policy_version,
         calibrated=calibrated,
+        selection={
+            "ticks": selected,
+            "share_departed": statistics.departed_ticks / selected,
+            "gain_mean": statistics.gain_sum / selected,
+        }
+        if selected
+        else None,
         dropped_records=dropped_records,
         stale_replies=stale_replies,
         reconnects=reconnects,

@@ -61,6 +61,9 @@ class ScriptedPolicy(PolicyServiceServicer):
         self.observations: list[pb.Observation] = []
         self.acts = 0
         self.refuse_open: tuple[grpc.StatusCode, str] | None = None
+        self.retry_after_ms = 0
+        self.keeps_promises = True
+        self.requests: list[pb.ActRequest | pb.AssessRequest] = []
         self.confirm_open = True
         self.closed_by_client = threading.Event()
 
@@ -74,6 +77,7 @@ class ScriptedPolicy(PolicyServiceServicer):
 
     def act_once(self, request, context):
         self.acts += 1
+        self.requests.append(request)
         if request.contract not in {"", self.description.contract}:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "contract differs")
         return pb.ActResponse(
@@ -82,22 +86,41 @@ class ScriptedPolicy(PolicyServiceServicer):
             decision=pb.Decision(action=self.act(request.observation)),
         )
 
+    def assess(self, request, context):
+        """The mean return of a candidate is its first number."""
+        self.requests.append(request)
+        candidates = np.array(request.candidates).reshape(-1, len(self.description.action))
+        return pb.AssessResponse(
+            policy="scripted",
+            assessments=[pb.Assessment(summary=pb.Summary(return_mean=candidate[0])) for candidate in candidates],
+        )
+
     def control(self, request_iterator, context):
         opening = next(request_iterator).open
         self.opened.append(opening)
         if self.refuse_open:
+            if self.retry_after_ms:
+                context.set_trailing_metadata((("retry-after-ms", str(self.retry_after_ms)),))
             context.abort(*self.refuse_open)
         if not self.confirm_open:
             threading.Event().wait(2.0)
             return
-        yield pb.ControlResponse(opened=pb.SessionOpened(session=f"s{len(self.opened)}", description=self.description))
+        granted = opening if self.keeps_promises else pb.OpenSession()
+        yield pb.ControlResponse(
+            opened=pb.SessionOpened(
+                session=f"s{len(self.opened)}",
+                description=self.description,
+                granted_rate_hz=granted.rate_hz,
+                granted_latency_ms=granted.latency_ms,
+            )
+        )
         for request in request_iterator:
             self.observations.append(request.observation)
             for decision in self.answer(self, request.observation):
                 yield pb.ControlResponse(decision=decision)
         self.closed_by_client.set()
 
-    Describe, Act, Control = describe, act_once, control
+    Describe, Act, Assess, Control = describe, act_once, assess, control
 
 
 class RunningServer:

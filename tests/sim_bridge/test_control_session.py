@@ -8,7 +8,7 @@ import pytest
 from protos import policy_pb2 as pb
 from sim_bridge.client import PolicyClient
 from sim_bridge.control_session import Outcome
-from sim_bridge.errors import RequestRefusedError, ServerUnreachableError
+from sim_bridge.errors import RequestRefusedError, ServerOverloadedError, ServerUnreachableError
 from tests.sim_bridge.scripted_policy import decision_for, wait_until, well_behaved
 
 OBSERVATION = np.array([0.1, 0.2, 0.3])
@@ -85,6 +85,7 @@ def test_late_reply_is_dropped_and_counted_and_never_answers_a_newer_tick(server
         (pb.DECISION_STATUS_EXPIRED, Outcome.EXPIRED),
         (pb.DECISION_STATUS_REJECTED, Outcome.REJECTED),
         (pb.DECISION_STATUS_FAILED, Outcome.FAILED),
+        (pb.DECISION_STATUS_OVERLOADED, Outcome.OVERLOADED),
         (pb.DECISION_STATUS_UNSPECIFIED, Outcome.FAILED),
     ],
 )
@@ -206,3 +207,85 @@ def test_clock_offset_between_clocks_of_one_machine_is_zero_within_its_bound(ser
             decide(session, tick)
         offset = session.clock_offset
     assert abs(offset.offset_ns) <= offset.error_ns
+
+
+def test_overloaded_decision_says_when_to_ask_again(server, client):
+    def shed(policy, observation):
+        decision = decision_for(observation, [], pb.DECISION_STATUS_OVERLOADED, "too many robots")
+        decision.retry_after_ms = 40
+        yield decision
+
+    with client.control() as session:
+        assert decide(session, 1).retry_after_ms == 0
+        server.policy.answer = shed
+        reply = decide(session, 2)
+    assert (reply.outcome, reply.problem, reply.retry_after_ms) == (Outcome.OVERLOADED, "too many robots", 40)
+
+
+def test_granted_promise_is_readable_and_kept_over_a_reconnection(server, client):
+    with client.control() as session:
+        assert session.promise is None
+    with client.control(rate_hz=100.0, latency_ms=5.0) as session:
+        assert (session.promise.rate_hz, session.promise.latency_ms) == (100.0, 5.0)
+        server.die()
+        wait_until(lambda: not session.connected)
+        server.start()
+        wait_until(lambda: session.connected)
+    assert [(opened.rate_hz, opened.latency_ms) for opened in server.policy.opened[1:]] == [(100.0, 5.0)] * 2
+
+
+def test_refused_promise_names_what_was_asked_and_what_to_do(server, client):
+    server.policy.refuse_open = (grpc.StatusCode.RESOURCE_EXHAUSTED, "a decision costs 9 ms")
+    server.policy.retry_after_ms = 250
+    cure = r"costs 9 ms; try again in 250 ms; 100 Hz within 5 ms was asked for: ask for a lower rate_hz or a longer"
+    with pytest.raises(ServerOverloadedError, match=cure) as refusal:
+        client.control(rate_hz=100.0, latency_ms=5.0)
+    assert refusal.value.retry_after_ms == 250
+
+
+def test_session_that_the_server_opens_without_the_promise_is_refused(server, client):
+    server.policy.keeps_promises = False
+    with pytest.raises(RequestRefusedError, match="must grant 100 Hz within 5 ms, got 0 Hz within 0 ms; update the"):
+        client.control(rate_hz=100.0, latency_ms=5.0)
+
+
+def test_selection_is_sent_and_what_was_selected_comes_back(server, client):
+    def select(policy, observation):
+        decision = decision_for(observation, [0.5])
+        decision.decision.selected.CopyFrom(
+            pb.Selected(rule=pb.RULE_BEST_CVAR, candidates=8, index=observation.tick, gain=0.25)
+        )
+        yield decision
+
+    server.policy.answer = select
+    selection = pb.Selection(rule=pb.RULE_BEST_CVAR, candidates=8, spread=0.2)
+    client.act(OBSERVATION, selection=selection)
+    with client.control(selection=selection) as session:
+        selected = decide(session, 3).decision.decision.selected
+    assert (selected.rule, selected.index, selected.gain) == (pb.RULE_BEST_CVAR, 3, 0.25)
+    assert server.policy.requests[0].selection == server.policy.opened[0].selection == selection
+
+
+def test_assessments_come_in_the_order_of_the_candidates(server, client):
+    candidates = np.linspace(-2, 2, 7)[:, None]
+    answer = client.assess(OBSERVATION, candidates, detail=pb.DETAIL_SAMPLES)
+    np.testing.assert_allclose([each.summary.return_mean for each in answer.assessments], candidates[:, 0], rtol=1e-6)
+    assert server.policy.requests[0].detail == pb.DETAIL_SAMPLES
+    np.testing.assert_array_equal(server.policy.requests[0].observation, OBSERVATION.astype(np.float32))
+
+
+def test_shapes_that_mean_nothing_are_refused_before_they_are_sent(server, client):
+    with pytest.raises(ValueError, match=r"candidates must have shape .*, got \(1,\); send one action as candidates"):
+        client.assess(OBSERVATION, np.zeros(1))
+    with pytest.raises(ValueError, match=r"observation must have shape .*, got \(1, 3\)"):
+        client.act(OBSERVATION[None])
+    assert server.policy.requests == []
+
+
+def test_tick_that_is_not_newer_is_refused_so_that_no_old_decision_can_answer_it(server, client):
+    with client.control() as session:
+        decide(session, 5)
+        for tick in (5, 4):
+            with pytest.raises(ValueError, match=f"tick must be greater than 5, got {tick}"):
+                decide(session, tick)
+        assert decide(session, 6).outcome is Outcome.OK

@@ -265,6 +265,54 @@ def test_unreachable_server_exits_2_with_one_line(server):
     assert server.address in errors
 
 
+def test_selection_is_asked_for_shown_recorded_and_replayed(server, tmp_path):
+    def select(policy, observation):
+        decision = decision_for(observation, policy.act(observation.values))
+        index = observation.tick % 4
+        decision.decision.selected.CopyFrom(pb.Selected(rule=pb.RULE_BEST_CVAR, candidates=8, index=index, gain=0.5))
+        yield decision
+
+    server.policy.answer = select
+    code, text = run(
+        server, selection="best-cvar", candidates=8, report=tmp_path / "r.json", record=tmp_path / "run.mcap"
+    )
+    asked = pb.Selection(rule=pb.RULE_BEST_CVAR, candidates=8)
+    assert code == 0
+    assert server.policy.opened[0].selection == next(read_record(tmp_path / "run.mcap")).selection == asked
+    assert json.loads((tmp_path / "r.json").read_text())["selection"] == {
+        "ticks": 200, "share_departed": 0.75, "gain_mean": 0.5
+    }  # fmt: skip
+    assert "another action than the actor's in 75.0% of 200 decisions, expected gain 0.5" in text
+    with PolicyClient(server.address) as client:
+        replay(tmp_path / "run.mcap", client)
+    assert {request.selection.SerializeToString() for request in server.policy.requests} == {asked.SerializeToString()}
+
+
+def test_without_selection_none_is_asked_for_or_shown(server, tmp_path):
+    _, text = run(server, report=tmp_path / "r.json", record=tmp_path / "run.mcap")
+    assert not server.policy.opened[0].HasField("selection")
+    assert not next(read_record(tmp_path / "run.mcap")).HasField("selection")
+    assert json.loads((tmp_path / "r.json").read_text())["selection"] is None
+    assert "selected" not in text
+
+
+def test_overloaded_server_makes_ticks_late_and_the_last_action_held(server, tmp_path):
+    def shed_every_second(policy, observation):
+        if observation.tick % 2:
+            yield from well_behaved(policy, observation)
+        else:
+            yield decision_for(observation, [], pb.DECISION_STATUS_OVERLOADED, "too many robots")
+
+    server.policy.answer = shed_every_second
+    code, _ = run(server, report=tmp_path / "r.json", record=tmp_path / "run.mcap", hold_timeout_s=20.0)
+    report = json.loads((tmp_path / "r.json").read_text())
+    _, *ticks, _ = read_record(tmp_path / "run.mcap")
+    assert code == 0
+    assert report["late_ticks"] == report["guard"]["hold_ticks"] == 100
+    assert ticks[1].applied_action == ticks[0].applied_action
+    assert ticks[1].guard_reason == "overloaded: too many robots"
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interruption_ends_cleanly_with_everything_saved(server, tmp_path, number, code):
     process = command(
@@ -323,6 +371,7 @@ def test_refusals_come_before_moving(server, tmp_path):
     ("settings", "expected"),
     [
         ({"episodes": 0}, "--episodes must be at least 1, got 0"),
+        ({"candidates": 1}, "--candidates must be 2 to 256, got 1"),
         ({"seed": -1}, "--seed must be 0 or more, got -1"),
         ({"rate": 0.0}, "--rate must be a finite number > 0"),
         ({"budget_s": float("nan")}, "--budget-s must be a finite number > 0"),
