@@ -9,19 +9,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from protos import policy_pb2 as pb
-from protos.codec import FloatArray, samples_to_proto, summary_to_proto
-from server.core import Clock, Decision, ServedPolicy
+from protos.codec import FloatArray
+from server.admission import Admission, Promise, RateMeter
+from server.batcher import Clock
 from server.errors import (
     ExpiredError,
     InferenceError,
     InvalidInputError,
+    NotReadyError,
     OverloadedError,
     ServingError,
     ShuttingDownError,
 )
 from server.live import LiveSession
+from server.native_messages import decision_to_proto
 from server.runtime import Detail
-from server.telemetry import Status, Telemetry
+from server.selection import Selection
+from server.served_policy import Asking, Decision, ServedPolicy
+from server.telemetry import Telemetry
 
 INBOX_LIMIT = 64
 """Observations of one robot received and not yet answered; further ones stay in its connection."""
@@ -32,13 +37,15 @@ NOTHING: FloatArray = np.empty(0, np.float32)
 class SupersededError(ServingError):
     """A newer observation of the same robot had arrived; says nothing, for nothing went wrong."""
 
+    counted_as = "superseded"
 
-REFUSALS: dict[type[ServingError], tuple[pb.DecisionStatus.ValueType, Status]] = {
-    InvalidInputError: (pb.DECISION_STATUS_REJECTED, "rejected"),
-    SupersededError: (pb.DECISION_STATUS_SUPERSEDED, "superseded"),
-    ExpiredError: (pb.DECISION_STATUS_EXPIRED, "expired"),
-    InferenceError: (pb.DECISION_STATUS_FAILED, "failed"),
-    OverloadedError: (pb.DECISION_STATUS_FAILED, "overloaded"),
+
+STATUSES: dict[type[ServingError], pb.DecisionStatus.ValueType] = {
+    InvalidInputError: pb.DECISION_STATUS_REJECTED,
+    SupersededError: pb.DECISION_STATUS_SUPERSEDED,
+    ExpiredError: pb.DECISION_STATUS_EXPIRED,
+    InferenceError: pb.DECISION_STATUS_FAILED,
+    OverloadedError: pb.DECISION_STATUS_OVERLOADED,
 }
 
 
@@ -48,6 +55,7 @@ class _Received:
     received_ns: int
     vector: FloatArray
     """Empty where the observation was refused."""
+    promised: bool
     refusal: InvalidInputError | None
 
 
@@ -59,11 +67,17 @@ class ControlSession:
         *,
         policy: ServedPolicy,
         detail: Detail,
+        selection: Selection,
+        promise: Promise | None,
+        admission: Admission,
         live: LiveSession,
         telemetry: Telemetry,
         clock: Clock = time.monotonic_ns,
     ) -> None:
         self._policy = policy
+        self._selection = selection
+        self._meter = None if promise is None else RateMeter(promise.rate_hz)
+        self._admission = admission
         self._name = policy.manifest.name
         self._version = policy.manifest.version
         self._detail = detail
@@ -90,6 +104,7 @@ class ControlSession:
                     self._finish(InvalidInputError("message must be an observation: the session is already open"))
                     return
                 self._inbox.append(self._checked(request.observation, received_ns))
+                self._policy.batcher.arriving += 1
                 self._arrived.set()
                 # The answer is begun before the next read is.
                 await asyncio.sleep(0)
@@ -98,6 +113,11 @@ class ControlSession:
                     await self._room.wait()
         finally:
             self._finish(None)
+
+    def forget(self) -> None:
+        """Drops what was received and not answered; call it when nobody reads `answers` any more."""
+        self._policy.batcher.arriving -= len(self._inbox)
+        self._inbox.clear()
 
     def _checked(self, observation: pb.Observation, received_ns: int) -> _Received:
         vector, refusal = NOTHING, None
@@ -111,7 +131,10 @@ class ControlSession:
             late = self._live.report(observation.status)
             if late:
                 self._telemetry.late_ticks(self._name, late)
-        return _Received(observation=observation, received_ns=received_ns, vector=vector, refusal=refusal)
+        promised = refusal is None and self._meter is not None and self._meter.within(received_ns)
+        return _Received(
+            observation=observation, received_ns=received_ns, vector=vector, promised=promised, refusal=refusal
+        )
 
     def _check_times(self, observation: pb.Observation) -> None:
         if observation.tick <= self._last_tick:
@@ -140,6 +163,7 @@ class ControlSession:
         Raises:
             InvalidInputError: the robot broke the protocol.
             ShuttingDownError: `close` was called.
+            NotReadyError: the policy was unloaded.
         """
         while True:
             while not self._inbox:
@@ -153,6 +177,8 @@ class ControlSession:
             self._room.set()
             try:
                 decision = await self._decide(received)
+            except NotReadyError:
+                raise
             except ServingError as refusal:
                 yield self._refusal(received, refusal)
             else:
@@ -162,17 +188,23 @@ class ControlSession:
                 self._count(received, decision, answer.replied_ns)
 
     async def _decide(self, received: _Received) -> Decision:
-        if received.refusal is not None:
-            raise received.refusal
-        if self._newest > received.observation.tick:
-            raise SupersededError
-        return await self._policy.decide(
-            received.vector,
-            self._detail,
-            received_ns=received.received_ns,
-            # The clocks of robot and server cannot be compared, so the budget counts from receipt.
-            deadline_ns=received.received_ns + received.observation.validity_ns,
-        )
+        batcher = self._policy.batcher
+        try:
+            if received.refusal is not None:
+                raise received.refusal
+            if self._newest > received.observation.tick:
+                raise SupersededError
+            asking = Asking(
+                received_ns=received.received_ns,
+                # The clocks of robot and server cannot be compared, so the budget counts from receipt.
+                deadline_ns=received.received_ns + received.observation.validity_ns,
+                client=self._live.session,
+                promised=received.promised,
+            )
+            deciding = self._policy.decide(received.vector, self._detail, asking, selection=self._selection)
+        finally:
+            batcher.arriving -= 1
+        return await deciding
 
     def _answer(self, received: _Received, decision: Decision) -> pb.ControlDecision:
         observation = received.observation
@@ -191,6 +223,9 @@ class ControlSession:
 
     def _count(self, received: _Received, decision: Decision, replied_ns: int) -> None:
         self._live.record(received.observation.tick, decision, received.received_ns)
+        self._admission.decided(decision.inference_ns)
+        if decision.summary is not None:
+            self._telemetry.uncertainty(self._name, decision.summary)
         self._telemetry.decided(
             self._name,
             "control",
@@ -200,15 +235,17 @@ class ControlSession:
         )
 
     def _refusal(self, received: _Received, refusal: ServingError) -> pb.ControlResponse:
-        status, counted = REFUSALS[type(refusal)]
+        counted = refusal.counted_as
         self._telemetry.refused(self._name, "control", counted)
+        if isinstance(refusal, OverloadedError):
+            self._telemetry.shed(self._name, "queue")
         self._live.rejected += counted == "rejected"
         self._live.superseded += counted == "superseded"
         observation = received.observation
         replied_ns = self._clock()
         decision = pb.ControlDecision(
             tick=observation.tick,
-            status=status,
+            status=STATUSES[type(refusal)],
             error=str(refusal),
             policy_version=self._version,
             valid_until_ns=min(observation.sent_ns + max(observation.validity_ns, 0), INT64_MAX),
@@ -216,14 +253,6 @@ class ControlSession:
             received_ns=received.received_ns,
             replied_ns=replied_ns,
             queue_ns=replied_ns - received.received_ns,
+            retry_after_ms=refusal.retry_after_ms if isinstance(refusal, OverloadedError) else 0,
         )
         return pb.ControlResponse(decision=decision)
-
-
-def decision_to_proto(decision: Decision) -> pb.Decision:
-    """The decision as a message."""
-    return pb.Decision(
-        action=decision.action.tolist(),
-        summary=None if decision.summary is None else summary_to_proto(decision.summary),
-        samples=None if decision.samples is None else samples_to_proto(decision.samples),
-    )

@@ -3,9 +3,16 @@
 Messages are written for the client: requirement, what came, remedy. Causes and tracebacks stay in the log.
 """
 
+from typing import ClassVar, Literal
+
+Refusal = Literal["superseded", "expired", "rejected", "failed", "overloaded"]
+
 
 class ServingError(Exception):
     """Anything this server refuses or fails to do."""
+
+    counted_as: ClassVar[Refusal] = "rejected"
+    """What the metrics call an observation that got this instead of a decision."""
 
 
 class BundleError(ServingError, ValueError):
@@ -32,12 +39,20 @@ class ContractMismatchError(ServingError, ValueError):
     """The client was built for other names, order, units, limits or period than the policy's."""
 
 
+class NotReadyError(ServingError):
+    """The policy was unloaded, or is not loaded yet."""
+
+
 class ExpiredError(ServingError):
     """The time a client gave had passed before its observation was computed."""
 
+    counted_as = "expired"
+
 
 class OverloadedError(ServingError):
-    """More work is waiting than the server accepts."""
+    """More work is waiting, or asked for, than the server accepts."""
+
+    counted_as = "overloaded"
 
     def __init__(self, message: str, *, retry_after_ms: int) -> None:
         super().__init__(message)
@@ -50,3 +65,5 @@ class ShuttingDownError(ServingError):
 
 class InferenceError(ServingError):
     """The policy produced no usable output for a valid observation."""
+
+    counted_as = "failed"

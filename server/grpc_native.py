@@ -8,28 +8,39 @@ from typing import Any, Never
 
 import grpc
 import grpc.aio
+import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from protos import policy_pb2 as pb
 from protos import policy_pb2_grpc
-from protos.codec import channels_to_proto
-from server.control_session import ControlSession, decision_to_proto
-from server.core import Core, ServedPolicy
+from server.admission import Promise
+from server.batcher import Answered
+from server.control_session import ControlSession
+from server.core import Core
 from server.errors import (
     ContractMismatchError,
     ExpiredError,
     InferenceError,
     InvalidInputError,
+    NotReadyError,
     OverloadedError,
     ServingError,
     ShuttingDownError,
     UnknownPolicyError,
 )
 from server.live import Live
-from server.manifest import Calibration
-from server.runtime import Detail
-from server.telemetry import Status, Telemetry
+from server.native_messages import (
+    assessments_to_proto,
+    candidates_of,
+    decision_to_proto,
+    description,
+    detail_of,
+    selection_of,
+)
+from server.selection import Selection
+from server.served_policy import Asking, Decision, ServedPolicy
+from server.telemetry import Method, Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -43,26 +54,14 @@ STATUS_CODES: dict[type[ServingError], grpc.StatusCode] = {
     ContractMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
     ExpiredError: grpc.StatusCode.DEADLINE_EXCEEDED,
     OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    NotReadyError: grpc.StatusCode.FAILED_PRECONDITION,
     ShuttingDownError: grpc.StatusCode.UNAVAILABLE,
     InferenceError: grpc.StatusCode.INTERNAL,
-}
-REFUSALS: dict[type[ServingError], Status] = {
-    InvalidInputError: "rejected",
-    ContractMismatchError: "rejected",
-    ExpiredError: "expired",
-    OverloadedError: "overloaded",
-    InferenceError: "failed",
-}
-DETAILS: dict[pb.Detail.ValueType, Detail] = {
-    pb.DETAIL_UNSPECIFIED: Detail.SUMMARY,
-    pb.DETAIL_NONE: Detail.NONE,
-    pb.DETAIL_SUMMARY: Detail.SUMMARY,
-    pb.DETAIL_SAMPLES: Detail.SAMPLES,
 }
 
 
 class NativeService(policy_pb2_grpc.PolicyServiceServicer):
-    """Describe, Act and Control over one core."""
+    """Describe, Act, Assess and Control over one core."""
 
     def __init__(self, core: Core, live: Live, telemetry: Telemetry) -> None:
         self._core = core
@@ -79,7 +78,7 @@ class NativeService(policy_pb2_grpc.PolicyServiceServicer):
 
     async def Act(self, request: pb.ActRequest, context: Context) -> pb.ActResponse:  # noqa: N802
         """One observation, one decision."""
-        received_ns = self._core.clock()
+        asking = self._asking(context)
         try:
             policy = self._core.policy(request.policy)
         except ServingError as error:
@@ -88,22 +87,13 @@ class NativeService(policy_pb2_grpc.PolicyServiceServicer):
         try:
             policy.check_contract(request.contract)
             observation = policy.checked_observation(request.observation)
-            decision = await policy.decide(
-                observation,
-                _detail(request.detail),
-                received_ns=received_ns,
-                deadline_ns=_deadline(context, received_ns),
-            )
+            selection = selection_of(request.selection, policy)
+            decision = await policy.decide(observation, detail_of(request.detail), asking, selection=selection)
         except ServingError as error:
-            self._telemetry.refused(manifest.name, "act", REFUSALS[type(error)])
-            await _abort(context, error)
-        self._telemetry.decided(
-            manifest.name,
-            "act",
-            queue_ns=decision.queue_ns,
-            inference_ns=decision.inference_ns,
-            total_ns=self._core.clock() - received_ns,
-        )
+            await self._refuse(context, manifest.name, "act", error)
+        if decision.summary is not None:
+            self._telemetry.uncertainty(manifest.name, decision.summary)
+        self._count(manifest.name, "act", asking, decision)
         return pb.ActResponse(
             policy=manifest.name,
             policy_version=manifest.version,
@@ -112,83 +102,134 @@ class NativeService(policy_pb2_grpc.PolicyServiceServicer):
             inference_ns=decision.inference_ns,
         )
 
+    async def Assess(self, request: pb.AssessRequest, context: Context) -> pb.AssessResponse:  # noqa: N802
+        """One observation, the law of every candidate action."""
+        asking = self._asking(context)
+        try:
+            policy = self._core.policy(request.policy)
+        except ServingError as error:
+            await _abort(context, error)
+        manifest = policy.manifest
+        try:
+            policy.check_contract(request.contract)
+            detail = detail_of(request.detail)
+            observation = policy.checked_observation(request.observation)
+            candidates = candidates_of(request, policy)
+            answered = await policy.assess(observation[np.newaxis], candidates[np.newaxis], detail, asking)
+        except ServingError as error:
+            await self._refuse(context, manifest.name, "assess", error)
+        self._count(manifest.name, "assess", asking, answered)
+        return pb.AssessResponse(
+            policy=manifest.name,
+            policy_version=manifest.version,
+            assessments=assessments_to_proto(answered, detail),
+            queue_ns=answered.queue_ns,
+            inference_ns=answered.inference_ns,
+        )
+
+    def _asking(self, context: Context) -> Asking:
+        received_ns = self._core.clock()
+        remaining_s = context.time_remaining()
+        deadline_ns = None if remaining_s is None else received_ns + int(remaining_s * 1e9)
+        return Asking(received_ns=received_ns, deadline_ns=deadline_ns, client=context.peer())
+
+    def _count(self, policy: str, method: Method, asking: Asking, answer: Decision | Answered) -> None:
+        self._core.admission.decided(answer.inference_ns)
+        self._telemetry.decided(
+            policy,
+            method,
+            queue_ns=answer.queue_ns,
+            inference_ns=answer.inference_ns,
+            total_ns=self._core.clock() - asking.received_ns,
+        )
+
+    async def _refuse(self, context: Context, policy: str, method: Method, error: ServingError) -> Never:
+        self._telemetry.refused(policy, method, error.counted_as)
+        if isinstance(error, OverloadedError):
+            self._telemetry.shed(policy, "queue")
+        await _abort(context, error)
+
     async def Control(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.ControlRequest], context: Context
     ) -> AsyncIterator[pb.ControlResponse]:
         """A control loop: `open` first, then observations."""
+        promise = None
         try:
             opening = await _opening(request_iterator)
             policy = self._core.policy(opening.policy)
             policy.check_contract(opening.contract)
-            detail = _detail(opening.detail)
+            detail, selection = detail_of(opening.detail), selection_of(opening.selection, policy)
+            promise = self._promise(opening, policy, selection)
             robot = opening.robot or "robot"
             name = f"{robot}-{secrets.token_hex(4)}"
             live = self._live.open(session=name, robot=robot, policy=policy)
         except ServingError as error:
+            self._release(promise)
             await _abort(context, error)
         session = ControlSession(
-            policy=policy, detail=detail, live=live, telemetry=self._telemetry, clock=self._core.clock
+            policy=policy,
+            detail=detail,
+            selection=selection,
+            promise=promise,
+            admission=self._core.admission,
+            live=live,
+            telemetry=self._telemetry,
+            clock=self._core.clock,
         )
         self._sessions.add(session)
         self._telemetry.session_opened(policy.manifest.name)
         logger.info("session %s opened for policy %s from %s", name, policy.manifest.name, context.peer())
         receiving = asyncio.create_task(session.receive(request_iterator))
         try:
-            yield pb.ControlResponse(opened=pb.SessionOpened(session=name, description=description(policy)))
+            opened = pb.SessionOpened(session=name, description=description(policy))
+            if promise is not None:
+                opened.granted_rate_hz, opened.granted_latency_ms = promise.rate_hz, promise.latency_ms
+            yield pb.ControlResponse(opened=opened)
             async for answer in session.answers():
                 yield answer
         except ServingError as error:
             await _abort(context, error)
         finally:
             receiving.cancel()
+            session.forget()
             self._sessions.discard(session)
+            self._release(promise)
             self._live.finish(live)
             self._telemetry.session_closed(policy.manifest.name)
             logger.info("session %s closed after %d decisions", name, live.ticks)
+
+    def _promise(self, opening: pb.OpenSession, policy: ServedPolicy, selection: Selection) -> Promise | None:
+        """What the session may rely on, where it asks for that.
+
+        Raises:
+            InvalidInputError: an impossible rate or latency.
+            OverloadedError: it cannot be kept.
+        """
+        if opening.rate_hz == 0 and opening.latency_ms == 0:
+            return None
+        name = policy.manifest.name
+        try:
+            promise = self._core.admission.grant(
+                rate_hz=opening.rate_hz,
+                latency_ms=opening.latency_ms,
+                cost_s=policy.cost_s(selection),
+                longest_s=max(other.batcher.longest_s for other in self._core.policies.values()),
+            )
+        except OverloadedError:
+            self._telemetry.promised(name, granted=False)
+            self._telemetry.shed(name, "admission")
+            raise
+        self._telemetry.promised(name, granted=True)
+        return promise
+
+    def _release(self, promise: Promise | None) -> None:
+        if promise is not None:
+            self._core.admission.release(promise)
 
     def close_sessions(self) -> None:
         """Answers what each session has received, then ends it with UNAVAILABLE."""
         for session in list(self._sessions):
             session.close()
-
-
-def description(policy: ServedPolicy) -> pb.DescribeResponse:
-    """What a robot must know of a policy before it moves."""
-    manifest = policy.manifest
-    return pb.DescribeResponse(
-        policy=manifest.name,
-        policy_version=manifest.version,
-        environment=manifest.task.environment,
-        perturbations=manifest.task.perturbations,
-        observation=channels_to_proto(policy.observation),
-        action=channels_to_proto(policy.action),
-        contract=policy.fingerprint,
-        control_period_s=manifest.control_period_s,
-        discount=manifest.uncertainty.discount,
-        return_quantile_levels=manifest.uncertainty.return_quantile_levels,
-        cvar_level=manifest.uncertainty.cvar_level,
-        gradient_norm_levels=manifest.uncertainty.gradient_norm_levels,
-        sample_count=manifest.uncertainty.sample_count,
-        observed_low=manifest.observed_range.low,
-        observed_high=manifest.observed_range.high,
-        execution_provider=policy.runtime.provider,
-        calibrated=manifest.calibration is not None,
-        return_threshold=manifest.uncertainty.return_threshold,
-        observation_gradient=manifest.uncertainty.observation_gradient,
-        calibration=None if manifest.calibration is None else _calibration(manifest.calibration),
-    )
-
-
-def _calibration(calibration: Calibration) -> pb.Calibration:
-    return pb.Calibration(
-        false_alarm_rate=calibration.false_alarm_rate,
-        critic_disagreement_threshold=calibration.critic_disagreement_threshold,
-        data_distance_threshold=calibration.data_distance_threshold,
-        interval_levels=calibration.levels,
-        raw_coverage=calibration.raw.coverage,
-        corrected_coverage=calibration.corrected.coverage,
-        test_episodes=calibration.test_episodes,
-    )
 
 
 async def _opening(requests: AsyncIterator[pb.ControlRequest]) -> pb.OpenSession:
@@ -207,17 +248,6 @@ async def _opening(requests: AsyncIterator[pb.ControlRequest]) -> pb.OpenSession
     return request.open
 
 
-def _detail(detail: pb.Detail.ValueType) -> Detail:
-    if detail not in DETAILS:
-        raise InvalidInputError(f"detail must be one of {', '.join(pb.Detail.keys())}, got {detail}")
-    return DETAILS[detail]
-
-
-def _deadline(context: Context, received_ns: int) -> int | None:
-    remaining_s = context.time_remaining()
-    return None if remaining_s is None else received_ns + int(remaining_s * 1e9)
-
-
 async def _abort(context: Context, error: ServingError) -> Never:
     """Ends the call with the status of the error and its message; never with a traceback."""
     metadata = (("retry-after-ms", str(error.retry_after_ms)),) if isinstance(error, OverloadedError) else ()
@@ -231,6 +261,7 @@ class NativeServer:
         self._core = core
         self._service = NativeService(core, live, telemetry)
         self._health = health.aio.HealthServicer()
+        self._telling: set[asyncio.Future[None]] = set()
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
@@ -261,10 +292,19 @@ class NativeServer:
         return self._server.add_insecure_port(address)
 
     async def start(self) -> None:
-        """Serves, and says so to health checks."""
+        """Serves, and says so to health checks; says so of policies that are loaded and unloaded later, too."""
         for name in self._core.policies:
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._core.watchers.append(self._tell_health)
         await self._server.start()
+
+    def _tell_health(self, name: str, policy: ServedPolicy | None) -> None:
+        status = (
+            health_pb2.HealthCheckResponse.NOT_SERVING if policy is None else health_pb2.HealthCheckResponse.SERVING
+        )
+        telling = asyncio.ensure_future(self._health.set(name, status))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
 
     async def drain(self) -> None:
         """Turns health to NOT_SERVING; sessions answer what they have received and end with UNAVAILABLE."""

@@ -16,30 +16,27 @@ from server.errors import (
     ExpiredError,
     InferenceError,
     InvalidInputError,
+    NotReadyError,
     OverloadedError,
     ServingError,
     ShuttingDownError,
     UnknownPolicyError,
 )
-from server.http_messages import ActBody, ActReply, ErrorReply, PolicyReply, act_reply, numbers, policy_reply
+from server.http_messages import ErrorReply
+from server.http_native import native_routes
 from server.live import Live
 from server.security_headers import SecurityHeaders
-from server.telemetry import Status, Telemetry
+from server.telemetry import Telemetry
 
 STATIC = Path(__file__).parent / "dashboard" / "static"
 STATUS_CODES: dict[type[ServingError], int] = {
     InvalidInputError: 422,
     UnknownPolicyError: 404,
     ExpiredError: 504,
+    NotReadyError: 503,
     OverloadedError: 503,
     ShuttingDownError: 503,
     InferenceError: 500,
-}
-REFUSALS: dict[type[ServingError], Status] = {
-    InvalidInputError: "rejected",
-    ExpiredError: "expired",
-    OverloadedError: "overloaded",
-    InferenceError: "failed",
 }
 
 
@@ -87,49 +84,7 @@ def create_app(core: Core, live: Live, telemetry: Telemetry, *, max_body_bytes: 
         """Prometheus metrics."""
         return Response(telemetry.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/v1/policies")
-    async def policies() -> list[PolicyReply]:
-        """The loaded policies."""
-        return [policy_reply(policy) for policy in core.policies.values()]
-
-    @app.get("/v1/policies/{name}", responses={404: {"model": ErrorReply}})
-    async def describe(name: str) -> PolicyReply:
-        """One policy and its contract."""
-        return policy_reply(core.policy(name))
-
-    act_errors = {
-        400: "The body is not JSON.",
-        404: "No policy has that name.",
-        413: "The body is larger than the server accepts.",
-        422: "The observation or an option does not fit the contract.",
-        500: "The policy produced no usable action.",
-        503: "Overloaded or shutting down.",
-        504: "The timeout passed before the observation was computed.",
-    }
-
-    @app.post(
-        "/v1/policies/{name}/act",
-        responses={status: {"model": ErrorReply, "description": text} for status, text in act_errors.items()},
-    )
-    async def act(name: str, body: ActBody) -> ActReply:
-        """One observation, one decision."""
-        received_ns = core.clock()
-        policy = core.policy(name)
-        deadline_ns = None if body.timeout_ms is None else received_ns + int(body.timeout_ms * 1e6)
-        try:
-            observation = policy.checked_observation(numbers(body.observation, policy))
-            decision = await policy.decide(observation, body.detail, received_ns=received_ns, deadline_ns=deadline_ns)
-        except ServingError as error:
-            telemetry.refused(name, "http", REFUSALS[type(error)])
-            raise
-        telemetry.decided(
-            name,
-            "http",
-            queue_ns=decision.queue_ns,
-            inference_ns=decision.inference_ns,
-            total_ns=core.clock() - received_ns,
-        )
-        return act_reply(policy, decision)
+    app.include_router(native_routes(core, telemetry))
 
     @app.get("/v1/live", response_class=StreamingResponse)
     async def live_events() -> StreamingResponse:

@@ -1,16 +1,20 @@
 """The JSON of the HTTP interface: bodies, replies, and the checks of an observation."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
-from protos.codec import FloatArray
-from server.core import Decision, ServedPolicy
+from protos.codec import FloatArray, Samples, Summary
+from server.batcher import Answered
 from server.errors import InvalidInputError
 from server.manifest import Calibration
 from server.runtime import Detail
+from server.selection import ACTOR, MOST_CANDIDATES, Rule, Selection
+from server.served_policy import MAX_ROWS, Decision, ServedPolicy, samples_of, summary_of
 
 
 class ErrorReply(BaseModel):
@@ -73,27 +77,70 @@ class PolicyReply(BaseModel):
     execution_provider: str
 
 
+ObservationBody = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "array", "items": {"type": "number"}},
+                {"type": "object", "additionalProperties": {"type": "number"}},
+            ],
+            "description": "Numbers in contract order, or an object from channel name to number.",
+        }
+    ),
+]
+DetailBody = Annotated[Detail, Field(description="How much uncertainty the reply carries.")]
+Timeout = Annotated[
+    float | None, Field(gt=0, le=3.6e6, description="After this time the observation is not computed any more.")
+]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+class SelectionBody(BaseModel):
+    """How the action is picked from candidates around the actor's, which is the first of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rule: Annotated[Rule, Field(description="Highest mean return, highest CVaR, or the actor's action.")]
+    candidates: Annotated[int, Field(ge=2, le=MOST_CANDIDATES)] = ACTOR.candidates
+    spread: Annotated[Number, Field(gt=0, le=1, description="Standard deviation, in half action ranges.")] = (
+        ACTOR.spread
+    )
+
+    def chosen(self, policy: ServedPolicy) -> Selection:
+        """The same for the core.
+
+        Raises:
+            InvalidInputError: the action has no limits to spread candidates over.
+        """
+        selection = Selection(rule=self.rule, candidates=self.candidates, spread=self.spread)
+        policy.check_selection(selection)
+        return selection
+
+
 class ActBody(BaseModel):
     """One observation."""
 
     model_config = ConfigDict(extra="forbid")
 
-    observation: Annotated[
-        Any,
-        WithJsonSchema(
-            {
-                "anyOf": [
-                    {"type": "array", "items": {"type": "number"}},
-                    {"type": "object", "additionalProperties": {"type": "number"}},
-                ],
-                "description": "Numbers in contract order, or an object from channel name to number.",
-            }
-        ),
+    observation: ObservationBody
+    detail: DetailBody = Detail.SUMMARY
+    selection: Annotated[SelectionBody | None, Field(description="Null: the actor's action.")] = None
+    timeout_ms: Timeout = None
+
+
+class AssessBody(BaseModel):
+    """One observation and the actions to assess."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    observation: ObservationBody
+    candidates: Annotated[
+        list[Annotated[list[Number], Field(max_length=4096)]],
+        Field(min_length=1, max_length=MAX_ROWS, description="Actions in contract order, within the limits."),
     ]
-    detail: Annotated[Detail, Field(description="How much uncertainty the reply carries.")] = Detail.SUMMARY
-    timeout_ms: Annotated[
-        float | None, Field(gt=0, le=3.6e6, description="After this time the observation is not computed any more.")
-    ] = None
+    detail: Annotated[Detail, Field(description="`summary` or `samples`.")] = Detail.SUMMARY
+    timeout_ms: Timeout = None
 
 
 class SummaryReply(BaseModel):
@@ -122,6 +169,15 @@ class SamplesReply(BaseModel):
     action_gradients: list[list[float]]
 
 
+class SelectedReply(BaseModel):
+    """What was picked."""
+
+    rule: Rule
+    candidates: int
+    index: Annotated[int, Field(description="0 is the actor's action.")]
+    gain: Annotated[float, Field(description="Expected over the actor's action, by that rule, in units of the return.")]
+
+
 class ActReply(BaseModel):
     """One decision; what was not asked for is null."""
 
@@ -130,6 +186,24 @@ class ActReply(BaseModel):
     action: list[float]
     summary: SummaryReply | None
     samples: SamplesReply | None
+    selected: SelectedReply | None
+    queue_ms: float
+    inference_ms: float
+
+
+class AssessmentReply(BaseModel):
+    """The law of one candidate."""
+
+    summary: SummaryReply
+    samples: SamplesReply | None
+
+
+class AssessReply(BaseModel):
+    """One assessment per candidate, in the order sent."""
+
+    policy: str
+    policy_version: str
+    assessments: list[AssessmentReply]
     queue_ms: float
     inference_ms: float
 
@@ -212,37 +286,75 @@ def _shown(value: object) -> str:
     return f"{type(value).__name__} {str(value)[:32]!r}" if isinstance(value, str | bool) else type(value).__name__
 
 
+def candidate_rows(candidates: list[list[float]], policy: ServedPolicy) -> FloatArray:
+    """The candidate actions of a body, (C, A).
+
+    Raises:
+        InvalidInputError: one has another size than the action.
+    """
+    size = len(policy.action)
+    for index, candidate in enumerate(candidates):
+        if len(candidate) != size:
+            raise InvalidInputError(f"candidate {index} must have {size} numbers, got {len(candidate)}")
+    with np.errstate(over="ignore"):  # what does not fit is infinite, and refused as outside the limits
+        return np.array(candidates, np.float64).astype(np.float32)
+
+
 def act_reply(policy: ServedPolicy, decision: Decision) -> ActReply:
     """The reply that carries a decision."""
-    summary, samples = decision.summary, decision.samples
+    summary, samples, selected = decision.summary, decision.samples, decision.selected
     return ActReply(
         policy=policy.manifest.name,
         policy_version=policy.manifest.version,
         action=decision.action.tolist(),
-        summary=None
-        if summary is None
-        else SummaryReply(
-            return_mean=summary.return_mean,
-            return_std=summary.return_std,
-            return_quantiles_raw=summary.return_quantiles_raw.tolist(),
-            return_quantiles_corrected=_listed(summary.return_quantiles_corrected),
-            return_cvar=summary.return_cvar,
-            return_below_threshold=summary.return_below_threshold,
-            gradient_mean=summary.gradient_mean.tolist(),
-            gradient_std=summary.gradient_std.tolist(),
-            gradient_norm_quantiles=summary.gradient_norm_quantiles.tolist(),
-            gradient_sign_agreement=summary.gradient_sign_agreement.tolist(),
-            gradient_resultant_length=summary.gradient_resultant_length,
-            critic_disagreement=summary.critic_disagreement,
-            data_distance=summary.data_distance,
-            observation_gradient_mean=_listed(summary.observation_gradient_mean),
-        ),
-        samples=None
-        if samples is None
-        else SamplesReply(returns=samples.returns.tolist(), action_gradients=samples.action_gradients.tolist()),
+        summary=None if summary is None else _summary_reply(summary),
+        samples=None if samples is None else _samples_reply(samples),
+        selected=None if selected is None else SelectedReply(**dataclasses.asdict(selected)),
         queue_ms=decision.queue_ns / 1e6,
         inference_ms=decision.inference_ns / 1e6,
     )
+
+
+def assess_reply(policy: ServedPolicy, answered: Answered, detail: Detail) -> AssessReply:
+    """The reply that carries the laws of one observation's candidates."""
+    count = len(answered.outputs["return_mean"][0])
+    rows = [{name: value[0, index] for name, value in answered.outputs.items()} for index in range(count)]
+    return AssessReply(
+        policy=policy.manifest.name,
+        policy_version=policy.manifest.version,
+        assessments=[
+            AssessmentReply(
+                summary=_summary_reply(summary_of(row)),
+                samples=_samples_reply(samples_of(row)) if detail is Detail.SAMPLES else None,
+            )
+            for row in rows
+        ],
+        queue_ms=answered.queue_ns / 1e6,
+        inference_ms=answered.inference_ns / 1e6,
+    )
+
+
+def _summary_reply(summary: Summary) -> SummaryReply:
+    return SummaryReply(
+        return_mean=summary.return_mean,
+        return_std=summary.return_std,
+        return_quantiles_raw=summary.return_quantiles_raw.tolist(),
+        return_quantiles_corrected=_listed(summary.return_quantiles_corrected),
+        return_cvar=summary.return_cvar,
+        return_below_threshold=summary.return_below_threshold,
+        gradient_mean=summary.gradient_mean.tolist(),
+        gradient_std=summary.gradient_std.tolist(),
+        gradient_norm_quantiles=summary.gradient_norm_quantiles.tolist(),
+        gradient_sign_agreement=summary.gradient_sign_agreement.tolist(),
+        gradient_resultant_length=summary.gradient_resultant_length,
+        critic_disagreement=summary.critic_disagreement,
+        data_distance=summary.data_distance,
+        observation_gradient_mean=_listed(summary.observation_gradient_mean),
+    )
+
+
+def _samples_reply(samples: Samples) -> SamplesReply:
+    return SamplesReply(returns=samples.returns.tolist(), action_gradients=samples.action_gradients.tolist())
 
 
 def _listed(vector: FloatArray | None) -> list[float] | None:

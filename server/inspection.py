@@ -15,11 +15,11 @@ from rich.text import Text
 
 from server.bundle import Bundle, load_bundle
 from server.bundle_difference import BundleDifference, Gap, bundle_difference
-from server.core import ServedPolicy
 from server.errors import ServingError
 from server.graph_size import graph_size
 from server.manifest import Calibration, ChannelLimits, Manifest, Scores, limit
 from server.runtime import Runtime
+from server.served_policy import ServedPolicy
 
 GRAPHS = ("actor.onnx", "uncertainty.onnx", "policy.onnx")
 EXAMPLES = """Verify a bundle and show what it is, or in what it differs from another one.

@@ -4,7 +4,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 from protos import policy_pb2 as pb
 from protos.codec import FloatArray
-from server.core import Clock, Core, Decision, ServedPolicy
+from server.batcher import Clock
+from server.core import Core
 from server.errors import OverloadedError
 from server.http_messages import calibration_reply
 from server.manifest import Manifest
+from server.served_policy import Decision, ServedPolicy
 
 HISTORY_S = 60.0
 """How much of a session is kept, and how long a finished session stays visible."""
@@ -238,12 +240,29 @@ class Live:
             self._viewers -= 1
 
     async def _event(self, cursors: dict[str, int]) -> str:
-        """One event; moves the cursors of its viewer. Gives way to other work while it encodes."""
+        """One event; moves the cursors of its viewer."""
+        robots, reached = [], {}
+        async for session, cursor, text in self.robots(cursors):
+            reached[session] = cursor
+            robots.append(text)
+        cursors.clear()
+        cursors.update(reached)
+        policies = list(self._core.policies.values())
+        server = {
+            "uptime_s": round((self._clock() - self._started_ns) / 1e9, 3),
+            "provider": policies[0].runtime.provider if policies else "",
+            "grpc": self.grpc_address,
+            "policies": [described(policy) for policy in policies],
+        }
+        return f'{{"server": {json.dumps(server, allow_nan=False)}, "robots": [{", ".join(robots)}]}}'
+
+    async def robots(self, cursors: Mapping[str, int]) -> AsyncIterator[tuple[str, int, str]]:
+        """Session, next cursor and JSON text of every robot, with its rows from its cursor on.
+
+        Gives way to other work while it encodes.
+        """
         now_ns = self._clock()
         self._forget_faded(now_ns)
-        for session in cursors.keys() - self._sessions.keys():
-            del cursors[session]
-        robots = []
         for live in list(self._sessions.values()):
             state = json.dumps(live.state(now_ns), allow_nan=False)
             end = live.ticks
@@ -255,16 +274,7 @@ class Live:
                 await asyncio.sleep(0)
                 # The ring went on turning meanwhile; rows it has overwritten are skipped.
                 start = live.first(stop, now_ns)
-            cursors[live.session] = end
-            robots.append(f'{state[:-1]}, "samples": [{", ".join(samples)}]}}')
-        policies = list(self._core.policies.values())
-        server = {
-            "uptime_s": round((now_ns - self._started_ns) / 1e9, 3),
-            "provider": policies[0].runtime.provider,
-            "grpc": self.grpc_address,
-            "policies": [described(policy) for policy in policies],
-        }
-        return f'{{"server": {json.dumps(server, allow_nan=False)}, "robots": [{", ".join(robots)}]}}'
+            yield live.session, end, f'{state[:-1]}, "samples": [{", ".join(samples)}]}}'
 
 
 def described(policy: ServedPolicy) -> dict[str, Any]:

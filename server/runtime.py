@@ -23,6 +23,7 @@ Provider = Literal["auto", "cpu", "cuda"]
 FloatArray = NDArray[np.float32]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 WARM_UP_RUNS = 32
+WARM_UP_ROWS = 8
 LIMIT_SLACK = 1e-5
 """Share of its limit that an action may lie outside by rounding; it is then set to the limit."""
 
@@ -71,7 +72,9 @@ class Runtime:
             self._replay("policy.onnx", self._policy, tuple(shapes))
             self._replay("actor.onnx", self._actor, ("action",))
             self._replay("uncertainty.onnx", self._uncertainty, tuple(of_candidates), candidates=2)
-            self.inference_s: float = self._warm_up()
+            self.inference_s: float = self._warm_up(1)
+            """Median seconds of a full decision."""
+            self._row_s = max(0.0, self._warm_up(WARM_UP_ROWS) - self.inference_s) / (WARM_UP_ROWS - 1)
         except InferenceError as error:
             raise BundleError(
                 f"bundle refused: {bundle.path}: golden observations: {error}; export the bundle again"
@@ -134,16 +137,27 @@ class Runtime:
                     "export the bundle again, or serve it with the ONNX Runtime and provider it was exported for"
                 )
 
-    def _warm_up(self) -> float:
-        """Runs golden observations one at a time, as requests will; returns the median seconds of a full decision."""
-        observations = self._bundle.golden["observation"]
+    def _warm_up(self, rows: int) -> float:
+        """Runs golden observations as requests will, `rows` at once; returns the median seconds of their full decisions."""
+        observations = np.resize(
+            self._bundle.golden["observation"], (WARM_UP_RUNS + rows, len(self.manifest.observation))
+        )
         durations = []
         for index in range(WARM_UP_RUNS):
             started = time.perf_counter()
-            self.infer(observations[index % len(observations)][None], Detail.SAMPLES)
+            self.infer(observations[index : index + rows], Detail.SAMPLES)
             durations.append(time.perf_counter() - started)
-            self.infer(observations[:1], Detail.NONE)
+            self.infer(observations[:rows], Detail.NONE)
         return sorted(durations)[len(durations) // 2]
+
+    def cost_s(self, rows: int) -> float:
+        """About how many seconds so many rows take at once, from what they took when the policy was loaded."""
+        return self.inference_s + (rows - 1) * self._row_s
+
+    def rows_within(self, seconds: float) -> int:
+        """About how many rows can be computed at once within so many seconds; at least one."""
+        beyond_first = seconds - self.inference_s
+        return 1 if beyond_first <= 0 else 1 + int(min(beyond_first / max(self._row_s, 1e-9), 1e6))
 
     def infer(self, observations: FloatArray, detail: Detail) -> list[FloatArray]:
         """Decides for a batch of observations.
@@ -165,27 +179,31 @@ class Runtime:
         outputs[0] = self._within_limits(outputs[0])
         return outputs
 
-    def assess(self, observations: FloatArray, candidates: FloatArray) -> dict[str, FloatArray]:
+    def assess(
+        self, observations: FloatArray, candidates: FloatArray, detail: Detail = Detail.SAMPLES
+    ) -> dict[str, FloatArray]:
         """The law of the return and its gradients under actions that somebody proposes.
 
         Args:
             observations: (B, S), checked and finite.
             candidates: (B, C, A), in the units of the contract.
+            detail: `SUMMARY` or `SAMPLES`.
 
         Returns:
-            The summary and sample outputs by name, each (B, C, ...), finite.
+            The summary and perhaps sample outputs by name, each (B, C, ...), finite.
 
         Raises:
             InvalidInputError: a candidate is not finite or outside its limits; names it by row, candidate and channel.
             InferenceError: an output is not finite, or ONNX Runtime failed.
         """
-        self._check_candidates(len(observations), candidates)
-        names = self.outputs[Detail.SAMPLES][1:]
+        self.check_candidates(len(observations), candidates)
+        names = self.outputs[detail][1:]
         outputs = self._run(self._uncertainty, names, {"observation": observations, "action": candidates})
         _check_finite(names, outputs)
         return dict(zip(names, outputs, strict=True))
 
-    def _check_candidates(self, rows: int, candidates: FloatArray) -> None:
+    def check_candidates(self, rows: int, candidates: FloatArray) -> None:
+        """Raises InvalidInputError unless candidates (rows, C, A) lie within the limits; names the first that does not."""
         actions = len(self.manifest.action)
         if candidates.ndim != 3 or (len(candidates), candidates.shape[2]) != (rows, actions) or not candidates.size:
             raise InvalidInputError(

@@ -4,7 +4,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,8 +18,9 @@ from protos.policy_pb2_grpc import PolicyServiceStub
 from server.app import PolicyServer
 from server.bundle import Bundle
 from server.config import ServeConfig
-from server.core import Core, ServedPolicy
+from server.core import Core
 from server.runtime import Detail, FloatArray, Runtime
+from server.served_policy import ServedPolicy
 
 PATIENCE_S = 30
 SECOND = 1_000_000_000
@@ -59,7 +60,7 @@ class Running:
     """A `PolicyServer` on an event loop of its own."""
 
     def __init__(self, core: Core, **settings: Any) -> None:
-        self._core = core
+        self.core = core
         settings = {"grpc": "127.0.0.1:0", "http": "127.0.0.1:0", **settings}
         self._config = ServeConfig(bundles=(Path("in-memory"),), **settings)
         self._ready = threading.Event()
@@ -72,7 +73,7 @@ class Running:
 
     async def _serve(self) -> None:
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
-        server = PolicyServer(self._core, self._config)
+        server = PolicyServer(self.core, self._config)
         try:
             await server.start()
         except BaseException as error:
@@ -96,6 +97,10 @@ class Running:
         self.client = httpx.Client(base_url=self.http, timeout=PATIENCE_S)
         return self
 
+    def call(self, work: Coroutine[Any, Any, None]) -> None:
+        """Does something on the server's event loop."""
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE_S)
+
     def begin_stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stopped.set)
 
@@ -117,11 +122,11 @@ class Running:
 class Robot:
     """One control stream."""
 
-    def __init__(self, address: str, *, robot: str = "", detail: pb.Detail.ValueType = pb.DETAIL_SUMMARY) -> None:
+    def __init__(self, address: str, **opening: Any) -> None:
         self.channel = grpc.insecure_channel(address)
         self._requests: queue.SimpleQueue[pb.ControlRequest | None] = queue.SimpleQueue()
         self.responses = PolicyServiceStub(self.channel).Control(iter(self._requests.get, None), timeout=PATIENCE_S)
-        self.send(pb.ControlRequest(open=pb.OpenSession(robot=robot, detail=detail)))
+        self.send(pb.ControlRequest(open=pb.OpenSession(**opening)))
         self.opened = next(self.responses).opened
 
     def send(self, request: pb.ControlRequest) -> None:

@@ -4,8 +4,9 @@ import pytest
 
 from protos import policy_pb2 as pb
 from protos.policy_pb2_grpc import PolicyServiceStub
-from server.core import Core, ServedPolicy
+from server.core import Core
 from server.runtime import Runtime
+from server.served_policy import ServedPolicy
 from tests.server.running import PATIENCE_S, SECOND, FakeClock, Robot, Running, decided, eventually
 
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from server import core as core_module
+from server import batcher as batcher_module
 from server.bundle import load_bundle
-from server.core import Core, ServedPolicy
+from server.core import Core
 from server.errors import (
     BundleError,
     ContractMismatchError,
@@ -18,6 +18,7 @@ from server.errors import (
     UnknownPolicyError,
 )
 from server.runtime import Detail, Runtime
+from server.served_policy import Asking, ServedPolicy
 from tests.server.running import FakeClock, GatedRuntime
 
 
@@ -82,7 +83,7 @@ def test_nothing_new_is_accepted_while_shutting_down(policy):
 def test_decision_is_the_same_on_the_event_loop_and_in_a_thread(runtime, inline_below_s):
     policy = ServedPolicy(runtime, inline_below_s=inline_below_s)
     observation = policy.checked_observation([0.1, -0.2, 0.3])
-    decision = asyncio.run(policy.decide(observation, Detail.SAMPLES, received_ns=0))
+    decision = asyncio.run(policy.decide(observation, Detail.SAMPLES, Asking(received_ns=0)))
     assert policy.inline == (inline_below_s > 0)
     values = runtime.infer(observation[None], Detail.SAMPLES)
     outputs = {name: value[0] for name, value in zip(runtime.outputs[Detail.SAMPLES], values, strict=True)}
@@ -92,21 +93,21 @@ def test_decision_is_the_same_on_the_event_loop_and_in_a_thread(runtime, inline_
     assert dataclasses.asdict(decision.summary).keys() == outputs.keys()
     for name, value in outputs.items():
         np.testing.assert_array_equal(getattr(decision.summary, name), value, err_msg=name)
-    policy.close()
+    asyncio.run(policy.close())
 
 
 def test_what_an_uncalibrated_policy_does_not_know_is_none(uncalibrated):
     policy = ServedPolicy(Runtime(load_bundle(uncalibrated), "cpu"))
     observation = policy.checked_observation([0.0, 0.0, 0.0])
-    summary = asyncio.run(policy.decide(observation, Detail.SUMMARY, received_ns=0)).summary
+    summary = asyncio.run(policy.decide(observation, Detail.SUMMARY, Asking(received_ns=0))).summary
     missing = {name for name, value in dataclasses.asdict(summary).items() if value is None}
     assert missing == {"return_quantiles_corrected", "observation_gradient_mean"}
 
 
 def test_summary_and_samples_are_absent_unless_asked(policy):
     observation = policy.checked_observation([0.0, 0.0, 0.0])
-    none = asyncio.run(policy.decide(observation, Detail.NONE, received_ns=0))
-    summary = asyncio.run(policy.decide(observation, Detail.SUMMARY, received_ns=0))
+    none = asyncio.run(policy.decide(observation, Detail.NONE, Asking(received_ns=0)))
+    summary = asyncio.run(policy.decide(observation, Detail.SUMMARY, Asking(received_ns=0)))
     assert (none.summary, none.samples, summary.samples) == (None, None, None)
     assert summary.summary is not None
 
@@ -118,7 +119,7 @@ def test_expired_observation_is_not_computed(loaded):
     observation = policy.checked_observation([0.0, 0.0, 0.0])
     runtime.armed = True  # a decision that is begun would leave a trace
     with pytest.raises(ExpiredError, match=r"expired 2\.0 ms before it could be computed"):
-        asyncio.run(policy.decide(observation, Detail.NONE, received_ns=0, deadline_ns=clock.now - 2_000_000))
+        asyncio.run(policy.decide(observation, Detail.NONE, Asking(received_ns=0, deadline_ns=clock.now - 2_000_000)))
     assert not runtime.entered.acquire(blocking=False)
 
 
@@ -127,25 +128,27 @@ def test_queue_time_and_inference_time_are_told_apart(loaded):
     times = iter([clock.now + 7, clock.now + 18])
     policy = ServedPolicy(Runtime(loaded, "cpu"), clock=lambda: next(times))
     observation = policy.checked_observation([0.0, 0.0, 0.0])
-    decision = asyncio.run(policy.decide(observation, Detail.NONE, received_ns=clock.now))
+    decision = asyncio.run(policy.decide(observation, Detail.NONE, Asking(received_ns=clock.now)))
     assert (decision.queue_ns, decision.inference_ns) == (7, 11)
 
 
 def test_overload_is_refused_with_a_hint_and_passes(gated, monkeypatch):
-    monkeypatch.setattr(core_module, "QUEUE_LIMIT", 2)
+    monkeypatch.setattr(batcher_module, "WAITING_LIMIT", 2)
     policy = ServedPolicy(gated, inline_below_s=0.0)
     observation = policy.checked_observation([0.0, 0.0, 0.0])
     gated.armed = True
 
     async def overload():
-        waiting = [asyncio.create_task(policy.decide(observation, Detail.NONE, received_ns=0)) for _ in range(2)]
+        waiting = [
+            asyncio.create_task(policy.decide(observation, Detail.NONE, Asking(received_ns=0))) for _ in range(2)
+        ]
         await asyncio.sleep(0)
         with pytest.raises(OverloadedError, match="'reacher' has 2 observations waiting") as refusal:
-            await policy.decide(observation, Detail.NONE, received_ns=0)
+            await policy.decide(observation, Detail.NONE, Asking(received_ns=0))
         gated.permitted.release(3)
         await asyncio.gather(*waiting)
-        await policy.decide(observation, Detail.NONE, received_ns=0)
+        await policy.decide(observation, Detail.NONE, Asking(received_ns=0))
         return refusal.value
 
     assert asyncio.run(overload()).retry_after_ms >= 1
-    policy.close()
+    asyncio.run(policy.close())

@@ -1,3 +1,5 @@
+import dataclasses
+
 import grpc
 import numpy as np
 import pytest
@@ -6,12 +8,13 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos import policy_pb2 as pb
 from protos.codec import contract_fingerprint, summary_from_proto
-from server import core as core_module
+from server import batcher as batcher_module
 from server.bundle import load_bundle
-from server.core import Core, ServedPolicy
+from server.core import Core
 from server.runtime import Detail, Runtime
+from server.served_policy import ServedPolicy
 from tests.server import small_bundle
-from tests.server.running import PATIENCE_S, Robot, Running, decided
+from tests.server.running import PATIENCE_S, Robot, Running, decided, eventually
 
 OBSERVATION = [0.1, 0.2, 0.3]
 
@@ -170,11 +173,13 @@ def test_services_are_listed_by_reflection(running):
 
 
 def test_overload_carries_a_retry_hint(gated, monkeypatch):
-    monkeypatch.setattr(core_module, "QUEUE_LIMIT", 1)
+    monkeypatch.setattr(batcher_module, "WAITING_LIMIT", 1)
     with Running(Core([ServedPolicy(gated, inline_below_s=0.0)])) as running:
         gated.armed = True
         first = running.stub.Act.future(pb.ActRequest(observation=OBSERVATION), timeout=PATIENCE_S)
         gated.wait_until_entered()
+        second = running.stub.Act.future(pb.ActRequest(observation=OBSERVATION), timeout=PATIENCE_S)
+        eventually(lambda: running.metric("dst_queue_depth", policy="reacher") == 1, "a second observation waits")
         with pytest.raises(grpc.RpcError) as refusal:
             act(running)
         assert refusal.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -183,8 +188,10 @@ def test_overload_carries_a_retry_hint(gated, monkeypatch):
         reply = running.client.post("/v1/policies/reacher/act", json={"observation": OBSERVATION})
         assert reply.status_code == 503
         assert int(reply.headers["retry-after"]) >= 1
-        gated.permitted.release()
+        assert running.metric("dst_sheds_total", policy="reacher", reason="queue") == 2
+        gated.permitted.release(2)
         first.result()
+        second.result()
 
 
 def test_drain_finishes_what_has_begun_and_refuses_the_rest(gated):
@@ -210,3 +217,100 @@ def test_drain_finishes_what_has_begun_and_refuses_the_rest(gated):
         assert set(answers) <= {pb.DECISION_STATUS_OK}
         assert end.value.code() is grpc.StatusCode.UNAVAILABLE
         assert end.value.details() == "server is shutting down"
+
+
+def test_assess_gives_the_law_of_every_candidate(running, loaded):
+    candidates = [[0.1, 0.2], [-0.3, 0.0], [0.5, -0.4]]
+    flat = [value for row in candidates for value in row]
+    request = pb.AssessRequest(observation=OBSERVATION, candidates=flat, detail=pb.DETAIL_SAMPLES)
+    response = running.stub.Assess(request, timeout=PATIENCE_S)
+    laws = Runtime(loaded, "cpu").assess(np.float32([OBSERVATION]), np.float32([candidates]))
+    described = running.stub.Describe(pb.DescribeRequest(), timeout=PATIENCE_S)
+    assert len(response.assessments) == len(candidates)
+    for index, assessment in enumerate(response.assessments):
+        for name, value in dataclasses.asdict(summary_from_proto(assessment.summary, described)).items():
+            np.testing.assert_array_equal(value, laws[name][0, index], err_msg=name)
+        assert list(assessment.samples.returns) == laws["return_samples"][0, index].tolist()
+    assert running.metric("dst_decisions_total", method="assess", status="ok") >= 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"candidates": [0.1, 0.2, 0.3]}, "candidates must hold a multiple of 2 numbers"),
+        ({"candidates": []}, "candidates must hold a multiple of 2 numbers"),
+        ({"candidates": [9.0, 0.0]}, "candidate 0 of row 0 has 9.0"),
+        ({"candidates": [np.nan, 0.0]}, "candidate 0 of row 0 has nan"),
+        ({"candidates": [0.0] * 2 * 257}, "at most 256"),
+        ({"detail": pb.DETAIL_NONE}, "detail must be summary or samples"),
+        ({"observation": [0.0]}, "observation must have shape"),
+    ],
+)
+def test_assess_names_what_does_not_fit(running, fields, message):
+    request = pb.AssessRequest(**{"observation": OBSERVATION, "candidates": [0.1, 0.2], **fields})
+    code, details = refused(lambda: running.stub.Assess(request, timeout=PATIENCE_S))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert message in details
+
+
+def test_a_session_may_pick_the_best_of_candidates(running):
+    selection = pb.Selection(rule=pb.RULE_BEST_CVAR, candidates=64, spread=0.5)
+    picked = act(running, selection=selection).decision
+    actor = act(running).decision
+    assert not actor.HasField("selected")
+    assert (picked.selected.rule, picked.selected.candidates) == (pb.RULE_BEST_CVAR, 64)
+    assert picked.summary.return_cvar == pytest.approx(actor.summary.return_cvar + picked.selected.gain, abs=1e-5)
+    with Robot(running.grpc, selection=selection) as robot:
+        robot.observe(1, OBSERVATION)
+        assert robot.answer().decision.selected == picked.selected
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        (pb.Selection(rule=9), "selection.rule must be one of"),
+        (pb.Selection(rule=pb.RULE_BEST_MEAN, candidates=1), "selection.candidates must lie in 2..256"),
+        (pb.Selection(rule=pb.RULE_BEST_MEAN, spread=-1), "selection.spread must lie above 0"),
+    ],
+)
+def test_a_selection_that_means_nothing_is_refused(running, selection, message):
+    code, details = refused(lambda: act(running, selection=selection))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert message in details
+
+
+def test_a_promise_is_told_and_given_back_when_the_session_ends(loaded):
+    with Running.of(loaded) as running:
+        with Robot(running.grpc, rate_hz=100.0, latency_ms=50.0) as robot:
+            assert (robot.opened.granted_rate_hz, robot.opened.granted_latency_ms) == (100.0, 50.0)
+            robot.observe(1)
+            assert robot.answer().status == pb.DECISION_STATUS_OK
+            code, details = refused(lambda: Robot(running.grpc, rate_hz=9000.0, latency_ms=50.0))
+            assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "9000 Hz cannot be promised" in details
+            eventually(lambda: running.core.admission.share > 0, "a share is promised")
+        eventually(lambda: running.core.admission.share == 0, "the promise is given back")
+        assert running.metric("dst_promises_total", policy="reacher", outcome="refused") == 1
+
+
+@pytest.mark.parametrize(("field", "value"), [("rate_hz", -5.0), ("rate_hz", np.nan), ("latency_ms", 5.0)])
+def test_an_impossible_promise_is_refused(running, field, value):
+    code, details = refused(lambda: Robot(running.grpc, **{field: value}))
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "rate_hz must lie in" in details
+
+
+def test_sessions_of_an_unloaded_policy_end_and_health_says_so(loaded):
+    with Running.of(loaded) as running, Robot(running.grpc) as robot:
+        robot.observe(1)
+        assert robot.answer().status == pb.DECISION_STATUS_OK
+        running.call(running.core.remove("reacher"))
+        robot.observe(2)
+        code, details = refused(robot.answer)
+        assert code is grpc.StatusCode.FAILED_PRECONDITION
+        assert "was unloaded" in details
+        eventually(lambda: health(running, "reacher") == health_pb2.HealthCheckResponse.NOT_SERVING, "health says so")
+        assert refused(lambda: act(running))[0] is grpc.StatusCode.FAILED_PRECONDITION
+        running.call(running.core.add(ServedPolicy(Runtime(loaded, "cpu"))))
+        assert len(act(running).decision.action) == 2
+        eventually(lambda: health(running, "reacher") == health_pb2.HealthCheckResponse.SERVING, "health says so")

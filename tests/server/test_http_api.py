@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from protos import policy_pb2 as pb
-from server.core import Core, ServedPolicy
+from server.core import Core
 from server.runtime import Detail, Runtime
+from server.served_policy import ServedPolicy
 from tests.server import small_bundle
 from tests.server.running import Running, decided
 
@@ -210,3 +211,48 @@ def test_decision_over_http_equals_that_over_grpc(running, loaded):
     over_grpc = running.stub.Act(act_request(), timeout=20)
     assert act(running, OBSERVATION).json()["action"] == list(over_grpc.decision.action)
     assert list(over_grpc.decision.action) == decided(Runtime(loaded, "cpu"), OBSERVATION)
+
+
+def test_assess_gives_the_law_of_every_candidate(running, loaded):
+    candidates = [[0.1, 0.2], [-0.3, 0.0]]
+    body = {"observation": OBSERVATION, "candidates": candidates, "detail": "samples"}
+    reply = running.client.post("/v1/policies/reacher/assess", json=body)
+    assert reply.status_code == 200
+    laws = Runtime(loaded, "cpu").assess(np.float32([OBSERVATION]), np.float32([candidates]))
+    for index, assessment in enumerate(reply.json()["assessments"]):
+        assert set(assessment["summary"]) | set(assessment["samples"]) | {"return_samples", "gradient_samples"} >= set(
+            laws
+        )
+        for name, value in assessment["summary"].items():
+            np.testing.assert_array_equal(np.float32(value), laws[name][0, index], err_msg=name)
+        np.testing.assert_array_equal(np.float32(assessment["samples"]["returns"]), laws["return_samples"][0, index])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"candidates": [[0.1]]}, "candidate 0 must have 2 numbers"),
+        ({"candidates": [[0.1, 1e300]]}, "candidate 0 of row 0 has inf"),
+        ({"candidates": [["0.1", 0.2]]}, "candidates.0.0"),
+        ({"candidates": []}, "body.candidates"),
+        ({"detail": "none"}, "detail must be summary or samples"),
+        ({"observation": [1]}, "observation must have shape"),
+    ],
+)
+def test_assess_names_what_does_not_fit(running, fields, message):
+    body = {"observation": OBSERVATION, "candidates": [[0.1, 0.2]], **fields}
+    reply = running.client.post("/v1/policies/reacher/assess", json=body)
+    assert reply.status_code == 422
+    assert message in reply.json()["error"]
+
+
+def test_act_may_pick_the_best_of_candidates(running):
+    body = {"observation": OBSERVATION, "selection": {"rule": "best-mean", "candidates": 32, "spread": 0.5}}
+    picked = running.client.post("/v1/policies/reacher/act", json=body).json()
+    actor = running.client.post("/v1/policies/reacher/act", json={"observation": OBSERVATION}).json()
+    assert actor["selected"] is None
+    assert picked["selected"]["candidates"] == 32
+    gain = picked["summary"]["return_mean"] - actor["summary"]["return_mean"]
+    assert picked["selected"]["gain"] == pytest.approx(gain, abs=1e-5)
+    reply = running.client.post("/v1/policies/reacher/act", json={**body, "selection": {"rule": "luck"}})
+    assert reply.status_code == 422

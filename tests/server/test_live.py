@@ -8,10 +8,11 @@ import pytest
 from protos import policy_pb2 as pb
 from server import live as live_module
 from server.bundle import load_bundle
-from server.core import Core, ServedPolicy
+from server.core import Core
 from server.errors import OverloadedError
 from server.live import HISTORY_S, Live
 from server.runtime import Detail, Runtime
+from server.served_policy import Asking, ServedPolicy
 from tests.server import small_bundle
 from tests.server.running import SECOND, FakeClock, Robot, Running
 
@@ -38,7 +39,7 @@ def live(policy, clock):
 
 def tick(live_session, policy, number, clock, *, detail=Detail.SUMMARY):
     observation = policy.checked_observation(np.full(3, number / 100))
-    decision = asyncio.run(policy.decide(observation, detail, received_ns=0))
+    decision = asyncio.run(policy.decide(observation, detail, Asking(received_ns=0)))
     live_session.record(number, decision, clock.now)
     return decision
 
@@ -117,7 +118,7 @@ def test_each_viewer_gets_each_tick_once(live, policy, clock):
     async def watch():
         early, seen = live.events(), []
         for number in range(40):
-            decision = await policy.decide(policy.checked_observation([0, 0, 0]), Detail.SUMMARY, received_ns=0)
+            decision = await policy.decide(policy.checked_observation([0, 0, 0]), Detail.SUMMARY, Asking(received_ns=0))
             session.record(number, decision, clock.now)
             if number % 7 == 0:
                 seen += ticks(json.loads((await anext(early))[6:]))

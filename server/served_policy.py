@@ -1,0 +1,310 @@
+"""One loaded policy: its contract, and the questions it answers."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from protos.codec import Channel, FloatArray, Samples, Summary, VectorError, checked_vector, contract_fingerprint
+from server.batcher import INLINE_BELOW_S, Answered, Batcher, Clock, Question
+from server.errors import ContractMismatchError, InvalidInputError
+from server.manifest import ChannelLimits, limit
+from server.runtime import Detail, Runtime
+from server.selection import ACTOR, SCORES, Candidates, Rule, Selected, Selection, pick
+
+MAX_ROWS = 256
+"""Most rows of one question: observations times candidates."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """Who asks, since when and until when."""
+
+    received_ns: int
+    """On the core's clock."""
+    deadline_ns: int | None = None
+    """On the same clock; after it nothing is computed."""
+    client: str = ""
+    """Any stable name: nobody may hold more than a share of the queue."""
+    promised: bool = False
+    """Within a rate that was granted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """The answer to one observation."""
+
+    action: FloatArray
+    """(A,), in the units and limits of the contract."""
+    summary: Summary | None
+    """Summary of the joint law of return and action gradient, unless `Detail.NONE` was asked."""
+    samples: Samples | None
+    """Raw samples, where `Detail.SAMPLES` was asked."""
+    selected: Selected | None
+    """How the action was picked, unless it is the actor's without being asked."""
+    queue_ns: int
+    """From receipt to the start of inference."""
+    inference_ns: int
+    """Inference and the checks of its outputs."""
+
+
+class ServedPolicy:
+    """One loaded policy. Belongs to one event loop."""
+
+    def __init__(
+        self, runtime: Runtime, *, inline_below_s: float = INLINE_BELOW_S, clock: Clock = time.monotonic_ns
+    ) -> None:
+        manifest = runtime.manifest
+        self.manifest = manifest
+        self.runtime = runtime
+        self.observation = _channels(manifest.observation)
+        self.action = _channels(manifest.action)
+        self.fingerprint = contract_fingerprint(self.observation, self.action, manifest.control_period_s)
+        self.batcher = Batcher(runtime, inline_below_s=inline_below_s, clock=clock)
+        self._observation_names = manifest.observation_names
+        low, high = (np.array([getattr(c, end) for c in self.action], np.float32) for end in ("low", "high"))
+        self._candidates = Candidates(low, high, seed=manifest.uncertainty.noise_seed)
+
+    @property
+    def inline(self) -> bool:
+        """Whether a single decision is computed on the event loop."""
+        return self.batcher.inline
+
+    def cost_s(self, selection: Selection = ACTOR) -> float:
+        """About how many seconds of inference one decision takes."""
+        if selection.rule is Rule.ACTOR:
+            return self.runtime.cost_s(1)
+        return self.runtime.cost_s(1) + self.runtime.cost_s(selection.candidates)
+
+    def check_contract(self, fingerprint: str) -> None:
+        """Compares a client's contract fingerprint with the policy's; an empty one is not compared.
+
+        Raises:
+            ContractMismatchError: they differ.
+        """
+        if fingerprint and fingerprint != self.fingerprint:
+            raise ContractMismatchError(
+                f"contract must be {self.fingerprint} for policy {self.manifest.name!r}, got {fingerprint[:64]!r}; "
+                "compare names, units, limits, order and control period with what Describe states"
+            )
+
+    def check_selection(self, selection: Selection) -> None:
+        """Raises InvalidInputError where the action has no limits to spread candidates over."""
+        if selection.rule is not Rule.ACTOR:
+            self._candidates.check()
+
+    def checked_observation(self, values: ArrayLike) -> FloatArray:
+        """The observation as float32, shape (S,).
+
+        Raises:
+            InvalidInputError: wrong size, or a number that is not finite; names the channel and its index.
+        """
+        try:
+            return checked_vector(values, self._observation_names)
+        except VectorError as error:
+            raise InvalidInputError(str(error)) from error
+
+    def ordered_observation(self, values: Mapping[str, float]) -> list[float]:
+        """The observation in contract order from numbers by channel name, shape (S,).
+
+        Raises:
+            InvalidInputError: a channel is missing or unknown.
+        """
+        missing = [name for name in self._observation_names if name not in values]
+        if missing:
+            raise InvalidInputError(f"observation must name every channel, missing {listed(missing)}")
+        if len(values) > len(self._observation_names):
+            unknown = [name for name in values if name not in self._observation_names]
+            raise InvalidInputError(
+                f"observation names unknown channels {listed(unknown)}; the policy expects "
+                f"{listed(self._observation_names)}"
+            )
+        return [values[name] for name in self._observation_names]
+
+    async def decide(
+        self, observation: FloatArray, detail: Detail, asking: Asking, *, selection: Selection = ACTOR
+    ) -> Decision:
+        """Computes one decision.
+
+        Args:
+            observation: from `checked_observation`, shape (S,).
+            detail: how much uncertainty to compute.
+            asking: who, since when and until when.
+            selection: how to pick the action.
+
+        Raises:
+            ExpiredError: the deadline passed while it waited.
+            OverloadedError: too much is waiting for this policy.
+            NotReadyError: the policy was unloaded.
+            InferenceError: the policy gave no usable output.
+        """
+        if selection.rule is not Rule.ACTOR:
+            return await self._best(observation, detail, asking, selection)
+        answered = await self._ask(observation[np.newaxis], None, detail, asking)
+        values = {name: output[0] for name, output in answered.outputs.items()}
+        return _decision(
+            values["action"], values, detail, queue_ns=answered.queue_ns, inference_ns=answered.inference_ns
+        )
+
+    async def _best(self, observation: FloatArray, detail: Detail, asking: Asking, selection: Selection) -> Decision:
+        observations = observation[np.newaxis]
+        actor = await self._ask(observations, None, Detail.NONE, asking)
+        candidates = self._candidates.around(actor.outputs["action"][0], selection)
+        law = Detail.SAMPLES if detail is Detail.SAMPLES else Detail.SUMMARY
+        assessed = await self._assess(observations, candidates[np.newaxis], law, asking)
+        selected = pick(selection.rule, assessed.outputs[SCORES[selection.rule]][0])
+        values = {name: output[0, selected.index] for name, output in assessed.outputs.items()}
+        inference_ns = actor.inference_ns + assessed.inference_ns
+        # Received once, so what the second question waited is what passed since, less the first inference.
+        queue_ns = assessed.queue_ns - actor.inference_ns
+        action = candidates[selected.index]
+        return _decision(action, values, detail, queue_ns=queue_ns, inference_ns=inference_ns, selected=selected)
+
+    async def infer(self, observations: ArrayLike, detail: Detail, asking: Asking) -> Answered:
+        """Actions, and their laws, of several observations (B, S) at once, under the names of the bundle's outputs.
+
+        Raises:
+            InvalidInputError: wrong shape, too many rows, or a number that is not finite; names row and channel.
+            ExpiredError, OverloadedError, NotReadyError, InferenceError: as `decide`.
+        """
+        rows = self._checked_rows(observations)
+        step = self.batcher.most_rows
+        pieces = [
+            await self._ask(rows[start : start + step], None, detail, asking) for start in range(0, len(rows), step)
+        ]
+        return _joined(pieces, axis=0)
+
+    async def assess(self, observations: ArrayLike, candidates: ArrayLike, detail: Detail, asking: Asking) -> Answered:
+        """The laws of candidate actions (B, C, A) at observations (B, S), under the names of the bundle's outputs.
+
+        Raises:
+            InvalidInputError: as `infer`; a candidate outside the limits; or `Detail.NONE`, which would ask nothing.
+            ExpiredError, OverloadedError, NotReadyError, InferenceError: as `decide`.
+        """
+        if detail is Detail.NONE:
+            raise InvalidInputError("detail must be summary or samples: without it nothing is said of a candidate")
+        rows = self._checked_rows(observations)
+        proposed = np.asarray(candidates, np.float32)
+        if proposed.ndim == 3 and proposed.shape[0] * proposed.shape[1] > MAX_ROWS:
+            raise InvalidInputError(
+                f"candidates must be at most {MAX_ROWS} over all rows, got {proposed.shape[0] * proposed.shape[1]}; "
+                "split the request"
+            )
+        self.runtime.check_candidates(len(rows), proposed)
+        return await self._assess(rows, proposed, detail, asking)
+
+    async def _assess(self, rows: FloatArray, candidates: FloatArray, detail: Detail, asking: Asking) -> Answered:
+        """In pieces that hold up nobody else for long."""
+        most, count = self.batcher.most_rows, candidates.shape[1]
+        step, parts = max(1, most // count), []
+        for row in range(0, len(rows), step):
+            own, of_own = rows[row : row + step], candidates[row : row + step]
+            pieces = [
+                await self._ask(own, of_own[:, start : start + most], detail, asking) for start in range(0, count, most)
+            ]
+            parts.append(_joined(pieces, axis=1))
+        return _joined(parts, axis=0)
+
+    def _checked_rows(self, observations: ArrayLike) -> FloatArray:
+        rows = np.asarray(observations, np.float32)
+        size = len(self._observation_names)
+        if rows.ndim != 2 or rows.shape[1] != size or not 1 <= len(rows) <= MAX_ROWS:
+            raise InvalidInputError(
+                f"observation must have shape (rows, {size}) with 1 to {MAX_ROWS} rows, got {rows.shape}; "
+                f"the policy expects {listed(self._observation_names)}"
+            )
+        wrong = ~np.isfinite(rows)
+        if wrong.any():
+            row, index = map(int, np.argwhere(wrong)[0])
+            raise InvalidInputError(
+                f"observation must be finite, got {rows[row, index]} for {self._observation_names[index]!r} at index "
+                f"{index} of row {row}; send a finite number"
+            )
+        return rows
+
+    async def _ask(
+        self, observations: FloatArray, candidates: FloatArray | None, detail: Detail, asking: Asking
+    ) -> Answered:
+        return await self.batcher.ask(
+            Question(
+                observations=observations,
+                candidates=candidates,
+                detail=detail,
+                received_ns=asking.received_ns,
+                deadline_ns=asking.deadline_ns,
+                client=asking.client,
+                promised=asking.promised,
+            )
+        )
+
+    async def close(self) -> None:
+        """Refuses what comes from now on; returns when all that waits has its answer."""
+        await self.batcher.close()
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, of bounded length."""
+    shown = ", ".join(repr(name[:64]) for name in names[:16])
+    return shown if len(names) <= 16 else f"{shown} and {len(names) - 16} more"
+
+
+def summary_of(values: Mapping[str, FloatArray]) -> Summary:
+    """The summary among the outputs of one row."""
+    return Summary(
+        return_mean=float(values["return_mean"]),
+        return_std=float(values["return_std"]),
+        return_quantiles_raw=values["return_quantiles_raw"],
+        return_quantiles_corrected=values.get("return_quantiles_corrected"),
+        return_cvar=float(values["return_cvar"]),
+        return_below_threshold=float(values["return_below_threshold"]),
+        gradient_mean=values["gradient_mean"],
+        gradient_std=values["gradient_std"],
+        gradient_norm_quantiles=values["gradient_norm_quantiles"],
+        gradient_sign_agreement=values["gradient_sign_agreement"],
+        gradient_resultant_length=float(values["gradient_resultant_length"]),
+        critic_disagreement=float(values["critic_disagreement"]),
+        data_distance=float(values["data_distance"]),
+        observation_gradient_mean=values.get("observation_gradient_mean"),
+    )
+
+
+def samples_of(values: Mapping[str, FloatArray]) -> Samples:
+    """The raw samples among the outputs of one row."""
+    return Samples(returns=values["return_samples"], action_gradients=values["gradient_samples"])
+
+
+def _joined(pieces: Sequence[Answered], *, axis: int) -> Answered:
+    first = pieces[0]
+    if len(pieces) == 1:
+        return first
+    outputs = {name: np.concatenate([piece.outputs[name] for piece in pieces], axis) for name in first.outputs}
+    inference_ns = sum(piece.inference_ns for piece in pieces)
+    return Answered(outputs=outputs, queue_ns=first.queue_ns, inference_ns=inference_ns)
+
+
+def _decision(
+    action: FloatArray,
+    values: Mapping[str, FloatArray],
+    detail: Detail,
+    *,
+    queue_ns: int,
+    inference_ns: int,
+    selected: Selected | None = None,
+) -> Decision:
+    return Decision(
+        action=action,
+        summary=None if detail is Detail.NONE else summary_of(values),
+        samples=samples_of(values) if detail is Detail.SAMPLES else None,
+        selected=selected,
+        queue_ns=queue_ns,
+        inference_ns=inference_ns,
+    )
+
+
+def _channels(channels: Sequence[ChannelLimits]) -> tuple[Channel, ...]:
+    return tuple(
+        Channel(name=c.name, unit=c.unit, low=limit(c.low, -math.inf), high=limit(c.high, math.inf)) for c in channels
+    )
