@@ -1,6 +1,9 @@
 import gymnasium
 import pytest
 
+from sim_bridge.client import PolicyClient
+from tests.server import small_bundle
+from tests.sim_bridge.blocking_aio import BlockingAioClient
 from tests.sim_bridge.probe import Probe
 from tests.sim_bridge.scripted_policy import RunningServer, ScriptedPolicy
 
@@ -11,6 +14,18 @@ def server():
     running.start()
     yield running
     running.die()
+
+
+@pytest.fixture(params=[PolicyClient, BlockingAioClient], ids=["sync", "asyncio"])
+def connect(request):
+    """Makes a client for an address, of either kind."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory):
+    """Directory of a small real bundle."""
+    return small_bundle.write(tmp_path_factory.mktemp("bundles") / "reacher", small_bundle.modules())
 
 
 @pytest.fixture
