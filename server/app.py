@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import gc
 import logging
 import signal
@@ -16,13 +17,14 @@ from rich.table import Column, Table
 
 from server.bundle import load_bundle
 from server.config import ServeConfig
-from server.core import Core, ServedPolicy
+from server.core import Core
 from server.errors import AddressError, ServingError
 from server.grpc_native import NativeServer
 from server.http_api import create_app
 from server.listen import bound_socket, check_bindable
 from server.live import Live
 from server.runtime import Runtime
+from server.served_policy import ServedPolicy
 from server.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -47,13 +49,24 @@ class PolicyServer:
     def __init__(self, core: Core, config: ServeConfig) -> None:
         self.core = core
         self._config = config
-        self.telemetry = Telemetry(policy.manifest for policy in core.policies.values())
+        self.telemetry = Telemetry()
+        core.watchers.append(self._observe)
+        for name, policy in core.policies.items():
+            self._observe(name, policy)
         self.live = Live(core, clock=core.clock)
         self._native = NativeServer(core, self.live, self.telemetry, max_message_bytes=config.max_message_bytes)
         self.grpc_address = config.grpc_address
         self.http_address = config.http_address
         self._http: HttpServer | None = None
         self._http_task: asyncio.Task[None] | None = None
+
+    def _observe(self, name: str, policy: ServedPolicy | None) -> None:
+        if policy is None:
+            self.telemetry.remove_policy(name)
+            return
+        self.telemetry.add_policy(policy.manifest)
+        policy.batcher.on_batch = functools.partial(self.telemetry.batch, name)
+        policy.batcher.on_waiting = functools.partial(self.telemetry.queue_depth, name)
 
     async def start(self) -> None:
         """Binds both addresses and serves; afterwards `grpc_address` and `http_address` name the real ports.
@@ -100,7 +113,7 @@ class PolicyServer:
             self._http.should_exit = True
             await self._http_task
         await self._native.stop(GRACE_S)
-        self.core.close()
+        await self.core.close()
 
 
 def load(config: ServeConfig) -> Core:

@@ -15,9 +15,9 @@ from prometheus_client.utils import floatToGoString
 
 from protos.codec import Summary
 from server.manifest import Manifest
+from server.tracing import Tracing
 
 Method = Literal["control", "act", "assess", "http", "infer"]
-Wire = Method
 Status = Literal["ok", "superseded", "expired", "rejected", "failed", "overloaded"]
 Signal = Literal["critic_disagreement", "data_distance", "return_cvar"]
 LATENCY_BUCKETS_S = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0)
@@ -69,6 +69,7 @@ class _Policy:
         self.critic_disagreement_threshold: float | None = None
         self.data_distance_threshold: float | None = None
         self.return_threshold = 0.0
+        self.control_period_ns = 0.0
         self.methods: dict[Method, _Method] = {}
         self.sheds: dict[str, int] = {}
         self.batch = Distribution(BATCH_BUCKETS)
@@ -85,6 +86,7 @@ class _Policy:
     def describe(self, manifest: Manifest) -> None:
         """Takes over the thresholds of the version that is served from now on."""
         self.loaded = True
+        self.control_period_ns = 1e9 * manifest.control_period_s
         calibration = manifest.calibration
         # A signal that never varied in calibration has threshold 0, to which nothing has a ratio.
         self.critic_disagreement_threshold = (calibration and calibration.critic_disagreement_threshold) or None
@@ -95,8 +97,9 @@ class _Policy:
 class Telemetry:
     """What the server counts and times, by policy. Times are given in nanoseconds and shown in seconds."""
 
-    def __init__(self, manifests: Iterable[Manifest] = ()) -> None:
+    def __init__(self, manifests: Iterable[Manifest] = (), *, tracing: Tracing | None = None) -> None:
         self._policies: dict[str, _Policy] = {}
+        self._tracing = tracing
         for manifest in manifests:
             self.add_policy(manifest)
 
@@ -119,7 +122,7 @@ class Telemetry:
         encode_ns: int | None = None,
         rows: int = 1,
     ) -> None:
-        """Counts one served call of so many observations, and its times."""
+        """Counts one served call of so many observations, and its times; in the task that answers it, for its trace."""
         numbers = self._method(policy, method)
         numbers.statuses["ok"] += rows
         numbers.queue.observe(queue_ns / 1e9)
@@ -129,6 +132,9 @@ class Telemetry:
             if numbers.encode is None:
                 numbers.encode = Distribution(LATENCY_BUCKETS_S)
             numbers.encode.observe(encode_ns / 1e9)
+        if self._tracing is not None:
+            slow = total_ns > self._policies[policy].control_period_ns
+            self._tracing.decided(policy, queue_ns=queue_ns, inference_ns=inference_ns, total_ns=total_ns, slow=slow)
 
     def _method(self, policy: str, method: Method) -> _Method:
         methods = self._policies[policy].methods
