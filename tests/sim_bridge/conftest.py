@@ -1,8 +1,11 @@
+import subprocess
+
 import gymnasium
 import pytest
 
 from sim_bridge.client import PolicyClient
 from tests.server import small_bundle
+from tests.sim_bridge import node
 from tests.sim_bridge.blocking_aio import BlockingAioClient
 from tests.sim_bridge.probe import Probe
 from tests.sim_bridge.scripted_policy import RunningServer, ScriptedPolicy
@@ -26,6 +29,18 @@ def connect(request):
 def bundle(tmp_path_factory):
     """Directory of a small real bundle."""
     return small_bundle.write(tmp_path_factory.mktemp("bundles") / "reacher", small_bundle.modules())
+
+
+@pytest.fixture(scope="session")
+def controller(tmp_path_factory):
+    """Starts the example controller in Node.js with the given options."""
+    program = node.installed(tmp_path_factory)
+
+    def start(address, *options):
+        command = ["node", program, "--server", address, *options]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return start
 
 
 @pytest.fixture

@@ -1,10 +1,6 @@
 """The example controller in Node.js against real servers; what it needs is installed once, from its lock file."""
 
-import fcntl
 import json
-import os
-import shutil
-import subprocess
 import threading
 from pathlib import Path
 
@@ -18,46 +14,6 @@ from tests.integration.conftest import ServerProcess
 from tests.sim_bridge.scripted_policy import decision_for, wait_until
 
 ROOT = Path(__file__).parents[2]
-HERE = "sim_bridge/node_controller"
-
-
-def not_possible(reason):
-    """Continuous integration must not pass without these tests."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-def install(home):
-    """What the controller is made of, and what it needs, laid out as in the repository."""
-    (home / "protos").mkdir(parents=True, exist_ok=True)
-    shutil.copy(ROOT / "protos/policy.proto", home / "protos")
-    shutil.copytree(ROOT / HERE, home / HERE, ignore=shutil.ignore_patterns("node_modules"), dirs_exist_ok=True)
-    done = subprocess.run(["npm", "ci"], cwd=home / HERE, check=False, capture_output=True, text=True, timeout=240)
-    if done.returncode != 0:
-        not_possible(f"npm ci must install what the controller needs, got: {done.stderr.strip()[-500:]}")
-    (home / "installed").touch()
-
-
-@pytest.fixture(scope="session")
-def controller(tmp_path_factory):
-    """Starts the controller with the given options."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        not_possible("node and npm must be on the PATH, got none; install Node.js 18.3 or newer with npm")
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    home = shared / "node"
-    with (shared / "node.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (home / "installed").exists():
-            install(home)
-
-    def start(address, *options):
-        command = ["node", home / HERE / "controller.mjs", "--server", address, *options]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    return start
 
 
 def finish(process):
@@ -188,7 +144,7 @@ def test_server_that_stops_answering_is_given_up(controller, server):
 
 
 def test_lock_file_names_no_place_to_download_from():
-    lock = json.loads((ROOT / HERE / "package-lock.json").read_text())
+    lock = json.loads((ROOT / "sim_bridge/node_controller/package-lock.json").read_text())
     packages = {name: package for name, package in lock["packages"].items() if name}
     assert "node_modules/@grpc/grpc-js" in packages
     assert not any("resolved" in package for package in packages.values())
