@@ -151,8 +151,8 @@ class Exchange:
         asked = self.opening.open
         if isinstance(failure, ServerOverloadedError) and asked.rate_hz:
             failure = ServerOverloadedError(
-                f"{failure}; {_promise_text(asked)} was asked for: ask for a lower rate_hz or a longer latency_ms, "
-                "or for no promise at all",
+                f"{failure}; or lower rate_hz, now {asked.rate_hz:g}, raise latency_ms, now {asked.latency_ms:g}, "
+                "or leave both out",
                 retry_after_ms=failure.retry_after_ms,
             )
         self.connected, self.failure = False, failure

@@ -237,7 +237,7 @@ def test_granted_promise_is_readable_and_kept_over_a_reconnection(server, client
 def test_refused_promise_names_what_was_asked_and_what_to_do(server, client):
     server.policy.refuse_open = (grpc.StatusCode.RESOURCE_EXHAUSTED, "a decision costs 9 ms")
     server.policy.retry_after_ms = 250
-    cure = r"costs 9 ms; try again in 250 ms; 100 Hz within 5 ms was asked for: ask for a lower rate_hz or a longer"
+    cure = r"costs 9 ms; try again in 250 ms; or lower rate_hz, now 100, raise latency_ms, now 5, or leave both out"
     with pytest.raises(ServerOverloadedError, match=cure) as refusal:
         client.control(rate_hz=100.0, latency_ms=5.0)
     assert refusal.value.retry_after_ms == 250
