@@ -1,7 +1,7 @@
 """Where one policy's questions are computed: at once while nobody else asks, joined with what waits under load.
 
-Nothing is ever held back in the hope of company. What waits is taken in the order of promise, fairness and deadline, and answers do not
-hang on what they were joined with: a row gets the same bits alone and inside a batch.
+Nothing is ever held back in the hope of company. What waits is taken in the order of promise, fairness and deadline. Answers do not hang on
+what they were joined with: the graphs that dst-export writes give a row the same bits alone and inside a batch.
 """
 
 import asyncio
@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
 from protos.codec import FloatArray
 from server.errors import ExpiredError, InferenceError, NotReadyError, OverloadedError, ServingError
+from server.row_layout import RowLayout
 from server.runtime import Detail, Runtime
 
 logger = logging.getLogger(__name__)
@@ -27,12 +29,13 @@ WAITING_LIMIT = 64
 """Questions that may wait for one policy; more are refused."""
 WAITING_PER_CLIENT = 16
 """Of these, how many one client may hold."""
+CROWD = 8
+"""Control sessions from which on their questions are given the chance to join: the detour costs less than it then wins."""
 LONGEST_S = 0.02
 """Longer than this nothing is computed at once, unless a single row takes longer: whoever comes then waits no more than that."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """Rows that one client wants computed."""
 
     observations: FloatArray
@@ -54,16 +57,22 @@ class Question:
         return len(self.observations) * (1 if self.candidates is None else self.candidates.shape[1])
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """What was computed for one question."""
 
-    outputs: Mapping[str, FloatArray]
-    """Output name to (B, ...), or (B, C, ...) of candidates."""
+    rows: FloatArray
+    """(B, width), or (B, C, width) of candidates."""
+    layout: RowLayout
+    """Of the rows."""
     queue_ns: int
     """From receipt to the start of inference."""
     inference_ns: int
     """Inference, of all that was joined, and the checks of its outputs."""
+
+    @property
+    def outputs(self) -> Mapping[str, FloatArray]:
+        """Output name to (B, ...), or (B, C, ...) of candidates."""
+        return self.layout.split(self.rows)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -83,8 +92,8 @@ class Batcher:
     """Computes one policy's questions. Belongs to one event loop."""
 
     def __init__(self, runtime: Runtime, *, inline_below_s: float, clock: Clock) -> None:
-        self.arriving = 0
-        """Observations that control sessions have received and not yet asked about: where there are several, they join."""
+        self.sessions = 0
+        """Control sessions that are open: many are likely to ask at once, so their questions go through the queue, where they join."""
         self.on_batch: Callable[[int], None] = _ignore
         """Told the rows of every batch."""
         self.on_waiting: Callable[[int], None] = _ignore
@@ -132,7 +141,7 @@ class Batcher:
         if self._closed:
             raise NotReadyError(f"policy {self._name!r} was unloaded; open a new session once it is loaded again")
         # While the thread is busy with something long, something short need not wait for it.
-        alone = not self._waiting and not self.arriving
+        alone = not self._waiting and self.sessions < CROWD
         if alone and self._runtime.cost_s(question.rows) < self._inline_below_s:
             answer = self._compute([question])[0]
             self.on_batch(question.rows)
@@ -265,33 +274,31 @@ class Batcher:
                 "send a newer one"
             )
         try:
-            outputs = self._outputs(questions)
+            rows, layout = self._rows(questions)
         except InferenceError as error:
             version = self._runtime.manifest.version
             logger.error("policy %s version %s: %s", self._name, version, error, exc_info=error.__cause__)  # noqa: TRY400
             raise
-        finished_ns = self._clock()
+        inference_ns = self._clock() - started_ns
         answers, start = [], 0
         for question in questions:
             stop = start + len(question.observations)
-            own = outputs if len(questions) == 1 else {name: value[start:stop] for name, value in outputs.items()}
             queue_ns = started_ns - question.received_ns
-            answers.append(Answered(outputs=own, queue_ns=queue_ns, inference_ns=finished_ns - started_ns))
+            answers.append(Answered(rows=rows[start:stop], layout=layout, queue_ns=queue_ns, inference_ns=inference_ns))
             start = stop
         return answers
 
-    def _outputs(self, questions: Sequence[Question]) -> dict[str, FloatArray]:
-        first = questions[0]
+    def _rows(self, questions: Sequence[Question]) -> tuple[FloatArray, RowLayout]:
+        first, detail = questions[0], questions[0].detail
         if len(questions) == 1:
             observations, candidates = first.observations, first.candidates
         else:
             observations = np.concatenate([question.observations for question in questions])
             own = [question.candidates for question in questions if question.candidates is not None]
             candidates = np.concatenate(own) if own else None
-        if candidates is not None:
-            return self._runtime.assess(observations, candidates, first.detail)
-        values = self._runtime.infer(observations, first.detail)
-        return dict(zip(self._runtime.outputs[first.detail], values, strict=True))
+        if candidates is None:
+            return self._runtime.rows(observations, detail), self._runtime.layouts[detail]
+        return self._runtime.law_rows(observations, candidates, detail), self._runtime.law_layouts[detail]
 
     async def close(self) -> None:
         """Refuses what comes from now on; returns when all that waits has its answer."""

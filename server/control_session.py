@@ -3,15 +3,15 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from protos import policy_pb2 as pb
 from protos.codec import FloatArray
 from server.admission import Admission, Promise, RateMeter
-from server.batcher import Clock
+from server.batcher import INLINE_BELOW_S, Clock
 from server.errors import (
     ExpiredError,
     InferenceError,
@@ -22,7 +22,7 @@ from server.errors import (
     ShuttingDownError,
 )
 from server.live import LiveSession
-from server.native_messages import decision_to_proto
+from server.native_messages import write_decision
 from server.runtime import Detail
 from server.selection import Selection
 from server.served_policy import Asking, Decision, ServedPolicy
@@ -49,8 +49,10 @@ STATUSES: dict[type[ServingError], pb.DecisionStatus.ValueType] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Received:
+Write = Callable[[pb.ControlResponse], Awaitable[None]]
+
+
+class _Received(NamedTuple):
     observation: pb.Observation
     received_ns: int
     vector: FloatArray
@@ -60,7 +62,11 @@ class _Received:
 
 
 class ControlSession:
-    """State of one stream after its `open`; `receive` and `answers` run side by side."""
+    """State of one stream after its `open`.
+
+    What can be computed on the event loop is answered where it is received, without waking another task. While something takes longer,
+    observations are taken in all the same, so that only the latest need be computed.
+    """
 
     def __init__(
         self,
@@ -81,20 +87,42 @@ class ControlSession:
         self._name = policy.manifest.name
         self._version = policy.manifest.version
         self._detail = detail
+        self._template = policy.templates[detail]
+        self._ok = pb.ControlDecision(status=pb.DECISION_STATUS_OK, policy_version=self._version)
+        self._at_once = policy.cost_s(selection) < INLINE_BELOW_S and policy.inline
         self._live = live
         self._telemetry = telemetry
         self._clock = clock
         self._inbox: deque[_Received] = deque()
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
+        self._answering = asyncio.Lock()
         self._last_tick = -1
         self._newest = -1
         """Tick of the newest valid observation."""
         self._end: ServingError | None = None
         self._ended = False
 
-    async def receive(self, requests: AsyncIterator[pb.ControlRequest]) -> None:
-        """Takes in observations until the robot closes its side, breaks the protocol, or `close` is called."""
+    async def serve(self, requests: AsyncIterator[pb.ControlRequest], write: Write) -> None:
+        """Answers every observation once, in the order received, until the robot closes its side.
+
+        Raises:
+            InvalidInputError: the robot broke the protocol.
+            ShuttingDownError: `close` was called.
+            NotReadyError: the policy was unloaded.
+        """
+        self._policy.batcher.sessions += 1
+        receiving = asyncio.create_task(self._receive(requests, write))
+        try:
+            await self._answer_inbox(write)
+        finally:
+            self._policy.batcher.sessions -= 1
+            receiving.cancel()
+            await asyncio.wait([receiving])
+        if not receiving.cancelled():
+            receiving.result()
+
+    async def _receive(self, requests: AsyncIterator[pb.ControlRequest], write: Write) -> None:
         try:
             async for request in requests:
                 received_ns = self._clock()
@@ -103,21 +131,22 @@ class ControlSession:
                 if request.WhichOneof("message") != "observation":
                     self._finish(InvalidInputError("message must be an observation: the session is already open"))
                     return
-                self._inbox.append(self._checked(request.observation, received_ns))
-                self._policy.batcher.arriving += 1
+                received = self._checked(request.observation, received_ns)
+                if self._at_once and not self._inbox and not self._answering.locked():
+                    async with self._answering:
+                        await self._answer(received, write)
+                    continue
+                self._inbox.append(received)
                 self._arrived.set()
                 # The answer is begun before the next read is.
                 await asyncio.sleep(0)
                 while len(self._inbox) >= INBOX_LIMIT and not self._ended:
                     self._room.clear()
                     await self._room.wait()
+        except NotReadyError as error:
+            self._finish(error)
         finally:
             self._finish(None)
-
-    def forget(self) -> None:
-        """Drops what was received and not answered; call it when nobody reads `answers` any more."""
-        self._policy.batcher.arriving -= len(self._inbox)
-        self._inbox.clear()
 
     def _checked(self, observation: pb.Observation, received_ns: int) -> _Received:
         vector, refusal = NOTHING, None
@@ -154,72 +183,65 @@ class ControlSession:
             self._room.set()
 
     def close(self) -> None:
-        """Takes in nothing more; what was received is still answered, then `answers` raises `ShuttingDownError`."""
+        """Takes in nothing more; what was received is still answered, then `serve` raises `ShuttingDownError`."""
         self._finish(ShuttingDownError("server is shutting down"))
 
-    async def answers(self) -> AsyncIterator[pb.ControlResponse]:
-        """One answer per observation, in the order received.
-
-        Raises:
-            InvalidInputError: the robot broke the protocol.
-            ShuttingDownError: `close` was called.
-            NotReadyError: the policy was unloaded.
-        """
+    async def _answer_inbox(self, write: Write) -> None:
         while True:
             while not self._inbox:
-                if self._end is not None:
-                    raise self._end
                 if self._ended:
-                    return
+                    async with self._answering:  # what is being answered is finished first
+                        if self._end is not None:
+                            raise self._end
+                        return
                 self._arrived.clear()
                 await self._arrived.wait()
-            received = self._inbox.popleft()
-            self._room.set()
-            try:
-                decision = await self._decide(received)
-            except NotReadyError:
-                raise
-            except ServingError as refusal:
-                yield self._refusal(received, refusal)
-            else:
-                answer = self._answer(received, decision)
-                yield pb.ControlResponse(decision=answer)
-                # The robot has its answer; what is counted need not keep it waiting.
-                self._count(received, decision, answer.replied_ns)
+            async with self._answering:
+                received = self._inbox.popleft()
+                self._room.set()
+                await self._answer(received, write)
+
+    async def _answer(self, received: _Received, write: Write) -> None:
+        try:
+            decision = await self._decide(received)
+        except NotReadyError:
+            raise
+        except ServingError as refusal:
+            await write(self._refusal(received, refusal))
+        else:
+            response = self._response(received, decision)
+            await write(response)
+            # The robot has its answer; what is counted need not keep it waiting.
+            self._count(received, decision, response.decision.replied_ns)
 
     async def _decide(self, received: _Received) -> Decision:
-        batcher = self._policy.batcher
-        try:
-            if received.refusal is not None:
-                raise received.refusal
-            if self._newest > received.observation.tick:
-                raise SupersededError
-            asking = Asking(
-                received_ns=received.received_ns,
-                # The clocks of robot and server cannot be compared, so the budget counts from receipt.
-                deadline_ns=received.received_ns + received.observation.validity_ns,
-                client=self._live.session,
-                promised=received.promised,
-            )
-            deciding = self._policy.decide(received.vector, self._detail, asking, selection=self._selection)
-        finally:
-            batcher.arriving -= 1
-        return await deciding
-
-    def _answer(self, received: _Received, decision: Decision) -> pb.ControlDecision:
-        observation = received.observation
-        return pb.ControlDecision(
-            tick=observation.tick,
-            status=pb.DECISION_STATUS_OK,
-            decision=decision_to_proto(decision),
-            policy_version=self._version,
-            valid_until_ns=observation.sent_ns + observation.validity_ns,
-            sent_ns=observation.sent_ns,
+        if received.refusal is not None:
+            raise received.refusal
+        if self._newest > received.observation.tick:
+            raise SupersededError
+        asking = Asking(
             received_ns=received.received_ns,
-            replied_ns=self._clock(),
-            queue_ns=decision.queue_ns,
-            inference_ns=decision.inference_ns,
+            # The clocks of robot and server cannot be compared, so the budget counts from receipt.
+            deadline_ns=received.received_ns + received.observation.validity_ns,
+            client=self._live.session,
+            promised=received.promised,
         )
+        return await self._policy.decide(received.vector, self._detail, asking, selection=self._selection)
+
+    def _response(self, received: _Received, decision: Decision) -> pb.ControlResponse:
+        observation = received.observation
+        response = pb.ControlResponse()
+        answer = response.decision
+        answer.CopyFrom(self._ok)
+        answer.tick = observation.tick
+        answer.sent_ns = observation.sent_ns
+        answer.valid_until_ns = observation.sent_ns + observation.validity_ns
+        answer.received_ns = received.received_ns
+        answer.queue_ns = decision.queue_ns
+        answer.inference_ns = decision.inference_ns
+        write_decision(decision, self._template, answer.decision)
+        answer.replied_ns = self._clock()
+        return response
 
     def _count(self, received: _Received, decision: Decision, replied_ns: int) -> None:
         self._live.record(received.observation.tick, decision, received.received_ns)

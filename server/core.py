@@ -21,6 +21,8 @@ class Core:
         self.clock = clock
         self.policies: dict[str, ServedPolicy] = {}
         self.accepting = True
+        self.missing: Callable[[], str] = str
+        """Says what the whole server lacks though this process answers: other processes of it. Nothing where it is complete."""
         self.admission = Admission()
         self.watchers: list[Watcher] = []
         for policy in policies:
@@ -52,6 +54,18 @@ class Core:
         if len(self.policies) > 1:
             raise InvalidInputError(f"policy must be named where several are loaded: {loaded}")
         return next(iter(self.policies.values()))
+
+    def check_ready(self) -> None:
+        """Returns where the whole server answers; a process of it that answers anyway is not refused here.
+
+        Raises:
+            ShuttingDownError: it accepts nothing new.
+            NotReadyError: a part of it is missing.
+        """
+        if not self.accepting:
+            raise ShuttingDownError("server is shutting down")
+        if missing := self.missing():
+            raise NotReadyError(missing)
 
     async def add(self, policy: ServedPolicy) -> None:
         """Serves a policy from now on, instead of one of the same name; returns when that has answered what it had begun."""

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator
-from typing import Any, Never
+from collections.abc import AsyncIterator, Sequence
+from typing import Never
 
 import grpc
 import grpc.aio
@@ -18,25 +18,16 @@ from server.admission import Promise
 from server.batcher import Answered
 from server.control_session import ControlSession
 from server.core import Core
-from server.errors import (
-    ContractMismatchError,
-    ExpiredError,
-    InferenceError,
-    InvalidInputError,
-    NotReadyError,
-    OverloadedError,
-    ServingError,
-    ShuttingDownError,
-    UnknownPolicyError,
-)
+from server.errors import InvalidInputError, OverloadedError, ServingError
+from server.grpc_calls import Context, abort, asking_of
 from server.live import Live
 from server.native_messages import (
     assessments_to_proto,
     candidates_of,
-    decision_to_proto,
     description,
     detail_of,
     selection_of,
+    write_decision,
 )
 from server.selection import Selection
 from server.served_policy import Asking, Decision, ServedPolicy
@@ -44,20 +35,9 @@ from server.telemetry import Method, Telemetry
 
 logger = logging.getLogger(__name__)
 
-Context = grpc.aio.ServicerContext[Any, Any]
 OPEN_TIMEOUT_S = 10.0
 MAX_CONCURRENT_RPCS = 512
 ROBOT_NAME_LIMIT = 64
-STATUS_CODES: dict[type[ServingError], grpc.StatusCode] = {
-    InvalidInputError: grpc.StatusCode.INVALID_ARGUMENT,
-    UnknownPolicyError: grpc.StatusCode.NOT_FOUND,
-    ContractMismatchError: grpc.StatusCode.FAILED_PRECONDITION,
-    ExpiredError: grpc.StatusCode.DEADLINE_EXCEEDED,
-    OverloadedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    NotReadyError: grpc.StatusCode.FAILED_PRECONDITION,
-    ShuttingDownError: grpc.StatusCode.UNAVAILABLE,
-    InferenceError: grpc.StatusCode.INTERNAL,
-}
 
 
 class NativeService(policy_pb2_grpc.PolicyServiceServicer):
@@ -74,41 +54,43 @@ class NativeService(policy_pb2_grpc.PolicyServiceServicer):
         try:
             return description(self._core.policy(request.policy))
         except ServingError as error:
-            await _abort(context, error)
+            await abort(context, error)
 
     async def Act(self, request: pb.ActRequest, context: Context) -> pb.ActResponse:  # noqa: N802
         """One observation, one decision."""
-        asking = self._asking(context)
+        asking = asking_of(context, self._core)
         try:
             policy = self._core.policy(request.policy)
         except ServingError as error:
-            await _abort(context, error)
+            await abort(context, error)
         manifest = policy.manifest
         try:
             policy.check_contract(request.contract)
             observation = policy.checked_observation(request.observation)
             selection = selection_of(request.selection, policy)
-            decision = await policy.decide(observation, detail_of(request.detail), asking, selection=selection)
+            detail = detail_of(request.detail)
+            decision = await policy.decide(observation, detail, asking, selection=selection)
         except ServingError as error:
             await self._refuse(context, manifest.name, "act", error)
         if decision.summary is not None:
             self._telemetry.uncertainty(manifest.name, decision.summary)
         self._count(manifest.name, "act", asking, decision)
-        return pb.ActResponse(
+        response = pb.ActResponse(
             policy=manifest.name,
             policy_version=manifest.version,
-            decision=decision_to_proto(decision),
             queue_ns=decision.queue_ns,
             inference_ns=decision.inference_ns,
         )
+        write_decision(decision, policy.templates[detail], response.decision)
+        return response
 
     async def Assess(self, request: pb.AssessRequest, context: Context) -> pb.AssessResponse:  # noqa: N802
         """One observation, the law of every candidate action."""
-        asking = self._asking(context)
+        asking = asking_of(context, self._core)
         try:
             policy = self._core.policy(request.policy)
         except ServingError as error:
-            await _abort(context, error)
+            await abort(context, error)
         manifest = policy.manifest
         try:
             policy.check_contract(request.contract)
@@ -127,12 +109,6 @@ class NativeService(policy_pb2_grpc.PolicyServiceServicer):
             inference_ns=answered.inference_ns,
         )
 
-    def _asking(self, context: Context) -> Asking:
-        received_ns = self._core.clock()
-        remaining_s = context.time_remaining()
-        deadline_ns = None if remaining_s is None else received_ns + int(remaining_s * 1e9)
-        return Asking(received_ns=received_ns, deadline_ns=deadline_ns, client=context.peer())
-
     def _count(self, policy: str, method: Method, asking: Asking, answer: Decision | Answered) -> None:
         self._core.admission.decided(answer.inference_ns)
         self._telemetry.decided(
@@ -147,11 +123,11 @@ class NativeService(policy_pb2_grpc.PolicyServiceServicer):
         self._telemetry.refused(policy, method, error.counted_as)
         if isinstance(error, OverloadedError):
             self._telemetry.shed(policy, "queue")
-        await _abort(context, error)
+        await abort(context, error)
 
-    async def Control(  # noqa: N802
+    async def Control(  # type: ignore[override]  # noqa: N802 - writes its answers instead of yielding them
         self, request_iterator: AsyncIterator[pb.ControlRequest], context: Context
-    ) -> AsyncIterator[pb.ControlResponse]:
+    ) -> None:
         """A control loop: `open` first, then observations."""
         promise = None
         try:
@@ -165,7 +141,7 @@ class NativeService(policy_pb2_grpc.PolicyServiceServicer):
             live = self._live.open(session=name, robot=robot, policy=policy)
         except ServingError as error:
             self._release(promise)
-            await _abort(context, error)
+            await abort(context, error)
         session = ControlSession(
             policy=policy,
             detail=detail,
@@ -179,19 +155,15 @@ class NativeService(policy_pb2_grpc.PolicyServiceServicer):
         self._sessions.add(session)
         self._telemetry.session_opened(policy.manifest.name)
         logger.info("session %s opened for policy %s from %s", name, policy.manifest.name, context.peer())
-        receiving = asyncio.create_task(session.receive(request_iterator))
         try:
             opened = pb.SessionOpened(session=name, description=description(policy))
             if promise is not None:
                 opened.granted_rate_hz, opened.granted_latency_ms = promise.rate_hz, promise.latency_ms
-            yield pb.ControlResponse(opened=opened)
-            async for answer in session.answers():
-                yield answer
+            await context.write(pb.ControlResponse(opened=opened))
+            await session.serve(request_iterator, context.write)
         except ServingError as error:
-            await _abort(context, error)
+            await abort(context, error)
         finally:
-            receiving.cancel()
-            session.forget()
             self._sessions.discard(session)
             self._release(promise)
             self._live.finish(live)
@@ -248,16 +220,20 @@ async def _opening(requests: AsyncIterator[pb.ControlRequest]) -> pb.OpenSession
     return request.open
 
 
-async def _abort(context: Context, error: ServingError) -> Never:
-    """Ends the call with the status of the error and its message; never with a traceback."""
-    metadata = (("retry-after-ms", str(error.retry_after_ms)),) if isinstance(error, OverloadedError) else ()
-    await context.abort(STATUS_CODES[type(error)], str(error), metadata)
-
-
 class NativeServer:
     """The gRPC server: the native service, health overall and per policy, reflection."""
 
-    def __init__(self, core: Core, live: Live, telemetry: Telemetry, *, max_message_bytes: int) -> None:
+    def __init__(
+        self,
+        core: Core,
+        live: Live,
+        telemetry: Telemetry,
+        *,
+        max_message_bytes: int,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        share_port: bool = False,
+    ) -> None:
+        """`share_port`: whether other processes may listen on the same port."""
         self._core = core
         self._service = NativeService(core, live, telemetry)
         self._health = health.aio.HealthServicer()
@@ -265,13 +241,14 @@ class NativeServer:
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
-                # Two servers on one port would share its robots at random.
-                ("grpc.so_reuseport", 0),
+                # Two servers on one port share its robots at random.
+                ("grpc.so_reuseport", int(share_port)),
                 # A robot that lost its network is noticed within 15 s; robots may ask as often in turn.
                 ("grpc.keepalive_time_ms", 10_000),
                 ("grpc.keepalive_timeout_ms", 5_000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ],
+            interceptors=interceptors,
             maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS,
         )
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self._service, self._server)
@@ -293,15 +270,22 @@ class NativeServer:
 
     async def start(self) -> None:
         """Serves, and says so to health checks; says so of policies that are loaded and unloaded later, too."""
-        for name in self._core.policies:
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self.show_health()
         self._core.watchers.append(self._tell_health)
         await self._server.start()
 
+    async def show_health(self) -> None:
+        """Says of all policies, and of the server, whether they are served; of none while a part of the server is missing."""
+        for name in ("", *self._core.policies):
+            await self._health.set(name, self._status)
+
+    @property
+    def _status(self) -> health_pb2.HealthCheckResponse.ServingStatus.ValueType:
+        statuses = health_pb2.HealthCheckResponse
+        return statuses.NOT_SERVING if self._core.missing() else statuses.SERVING
+
     def _tell_health(self, name: str, policy: ServedPolicy | None) -> None:
-        status = (
-            health_pb2.HealthCheckResponse.NOT_SERVING if policy is None else health_pb2.HealthCheckResponse.SERVING
-        )
+        status = health_pb2.HealthCheckResponse.NOT_SERVING if policy is None else self._status
         telling = asyncio.ensure_future(self._health.set(name, status))
         self._telling.add(telling)
         telling.add_done_callback(self._telling.discard)

@@ -16,7 +16,8 @@ from server.batcher import Clock
 from server.core import Core
 from server.errors import OverloadedError
 from server.http_messages import calibration_reply
-from server.manifest import Manifest
+from server.row_layout import RowLayout
+from server.runtime import Detail
 from server.served_policy import Decision, ServedPolicy
 
 HISTORY_S = 60.0
@@ -30,39 +31,22 @@ ENCODE_AT_ONCE = 16
 """Ticks turned into text before other work gets the event loop."""
 TIMINGS = ("queue_ms", "inference_ms", "round_trip_ms")
 GUARDS = frozenset(pb.GuardState.values())
+OBSERVATION_GRADIENT = "observation_gradient_mean"
 
 
-def _columns(manifest: Manifest) -> tuple[dict[str, slice | int], int]:
-    """Where a row of a session's history holds what, a slice for a vector, an index for a scalar; and its width."""
-    actions, uncertainty = len(manifest.action), manifest.uncertainty
-    levels = len(uncertainty.return_quantile_levels)
-    sizes: dict[str, int | None] = {
-        **dict.fromkeys(TIMINGS),
-        "action": actions,
-        "return_mean": None,
-        "return_std": None,
-        "return_quantiles_raw": levels,
-        "return_quantiles_corrected": 0 if manifest.calibration is None else levels,
-        "return_cvar": None,
-        "return_below_threshold": None,
-        "gradient_mean": actions,
-        "gradient_std": actions,
-        "gradient_norm_quantiles": len(uncertainty.gradient_norm_levels),
-        "gradient_sign_agreement": actions,
-        "gradient_resultant_length": None,
-        "critic_disagreement": None,
-        "data_distance": None,
-    }
-    columns: dict[str, slice | int] = {}
-    start = 0
-    for name, size in sizes.items():
-        columns[name] = start if size is None else slice(start, start + size)
-        start += 1 if size is None else size
-    return columns, start
+def _columns(layout: RowLayout) -> tuple[dict[str, slice | int], int]:
+    """Where a row of a session's history holds what, a slice for a vector, an index for a scalar; and its width.
 
-
-def _empty(place: slice | int) -> bool:
-    return isinstance(place, slice) and place.start == place.stop
+    It begins with the timings and goes on as a decision's row does, up to what is too wide to keep.
+    """
+    columns: dict[str, slice | int] = {name: index for index, name in enumerate(TIMINGS)}
+    width = len(TIMINGS)
+    for name, place in layout.places.items():
+        if name == OBSERVATION_GRADIENT:
+            break
+        start, width = len(TIMINGS) + place.start, len(TIMINGS) + place.stop
+        columns[name] = slice(start, width) if layout.shapes[name] else start
+    return columns, width
 
 
 class LiveSession:
@@ -86,12 +70,7 @@ class LiveSession:
         self.ticks = 0
         """Decisions made so far; also the cursor of the next row."""
         self._round_trip_ms = math.nan
-        self._columns, width = _columns(manifest)
-        self._summary_columns = {
-            name: place
-            for name, place in self._columns.items()
-            if name not in (*TIMINGS, "action") and not _empty(place)
-        }
+        self._columns, width = _columns(policy.runtime.layouts[Detail.SUMMARY])
         self._observation_gradient: FloatArray | None = None
         """Of the latest tick alone: too wide to keep a minute of."""
         self._capacity = min(HISTORY_TICKS, math.ceil(HISTORY_S / manifest.control_period_s) + 1)
@@ -117,12 +96,13 @@ class LiveSession:
     def record(self, tick: int, decision: Decision, received_ns: int) -> None:
         """Adds one served decision."""
         slot = self.ticks % self._capacity
-        row = self._rows[slot]
-        row[: len(TIMINGS)] = (decision.queue_ns / 1e6, decision.inference_ns / 1e6, self._round_trip_ms)
-        row[self._columns["action"]] = decision.action
-        for name, place in self._summary_columns.items():
-            row[place] = math.nan if decision.summary is None else getattr(decision.summary, name)
-        self._observation_gradient = None if decision.summary is None else decision.summary.observation_gradient_mean
+        row, first = self._rows[slot], len(TIMINGS)
+        row[:first] = (decision.queue_ns / 1e6, decision.inference_ns / 1e6, self._round_trip_ms)
+        kept = min(len(row) - first, decision.layout.width)
+        row[first : first + kept] = decision.row[:kept]
+        row[first + kept :] = math.nan
+        gradient = decision.layout.places.get(OBSERVATION_GRADIENT)
+        self._observation_gradient = None if gradient is None else decision.row[gradient]
         self._times_s[slot] = (received_ns - self.opened_ns) / 1e9
         self._tick_numbers[slot] = tick
         self._guards[slot] = self.guard
@@ -140,7 +120,7 @@ class LiveSession:
         """Row `index`, counted since the session was opened, as JSON values."""
         slot = index % self._capacity
         row = [None if math.isnan(value) else _rounded(value) for value in self._rows[slot].tolist()]
-        values = {name: row[place] for name, place in self._columns.items()}
+        values = {"return_quantiles_corrected": [], **{name: row[place] for name, place in self._columns.items()}}
         identity = {"tick": int(self._tick_numbers[slot]), "t": round(float(self._times_s[slot]), 4)}
         return {**identity, **values, "guard": self._guards[slot]}
 

@@ -5,6 +5,7 @@ import numpy as np
 from protos import policy_pb2 as pb
 from protos.codec import channels_to_proto, samples_to_proto, summary_to_proto
 from server.batcher import Answered
+from server.decision_template import DecisionTemplate
 from server.errors import InvalidInputError
 from server.manifest import Calibration
 from server.runtime import Detail
@@ -66,14 +67,17 @@ def candidates_of(message: pb.AssessRequest, policy: ServedPolicy) -> np.ndarray
     return values.reshape(-1, size)
 
 
-def decision_to_proto(decision: Decision) -> pb.Decision:
-    """The decision as a message."""
-    return pb.Decision(
-        action=decision.action.tolist(),
-        summary=None if decision.summary is None else summary_to_proto(decision.summary),
-        samples=None if decision.samples is None else samples_to_proto(decision.samples),
-        selected=None if decision.selected is None else _selected(decision.selected),
-    )
+def write_decision(decision: Decision, template: DecisionTemplate, message: pb.Decision) -> None:
+    """Fills in an empty message.
+
+    Args:
+        decision: of the template's layout.
+        template: of the policy at the detail that was asked.
+        message: to be filled in.
+    """
+    message.ParseFromString(template.serialised(decision.row))
+    if decision.selected is not None:
+        message.selected.CopyFrom(_selected(decision.selected))
 
 
 def _selected(selected: Selected) -> pb.Selected:

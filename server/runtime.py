@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import math
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -13,15 +14,18 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from server.bound_row import BoundRow
 from server.bundle import SAMPLE_OUTPUTS, Bundle, output_shapes
 from server.errors import BundleError, InferenceError, InvalidInputError, ProviderError
 from server.manifest import Manifest, limit
+from server.row_layout import RowLayout
 
 logger = logging.getLogger(__name__)
 
 Provider = Literal["auto", "cpu", "cuda"]
 FloatArray = NDArray[np.float32]
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+FAILED = "ONNX Runtime could not compute the policy; the server's log says why"
 WARM_UP_RUNS = 32
 WARM_UP_ROWS = 8
 LIMIT_SLACK = 1e-5
@@ -53,10 +57,20 @@ class Runtime:
         self.manifest: Manifest = bundle.manifest
         self._bundle = bundle
         shapes: dict[str, Axes] = dict(output_shapes(bundle.manifest))
+        sizes = output_shapes(bundle.manifest)
+        self.layouts: Mapping[Detail, RowLayout] = {
+            Detail.NONE: RowLayout({"action": sizes["action"]}),
+            Detail.SUMMARY: RowLayout({name: size for name, size in sizes.items() if name not in SAMPLE_OUTPUTS}),
+            Detail.SAMPLES: RowLayout(sizes),
+        }
+        """Of the rows that `rows` returns."""
+        self.law_layouts: Mapping[Detail, RowLayout] = {
+            detail: RowLayout({name: size for name, size in self.layouts[detail].shapes.items() if name != "action"})
+            for detail in (Detail.SUMMARY, Detail.SAMPLES)
+        }
+        """Of the rows that `law_rows` returns."""
         self.outputs: Mapping[Detail, tuple[str, ...]] = {
-            Detail.NONE: ("action",),
-            Detail.SUMMARY: tuple(name for name in shapes if name not in SAMPLE_OUTPUTS),
-            Detail.SAMPLES: tuple(shapes),
+            detail: layout.names for detail, layout in self.layouts.items()
         }
         """Names of what `infer` returns."""
         observation: dict[str, Axes] = {"observation": (len(bundle.manifest.observation),)}
@@ -67,6 +81,7 @@ class Runtime:
         self._policy = self._session("policy.onnx", provider, observation, shapes)
         self._uncertainty = self._session("uncertainty.onnx", provider, observation | candidates, of_candidates)
         self.provider: str = self._policy.get_providers()[0]
+        self._bound = threading.local()
         self._low, self._high, self._slack = _limits(bundle.manifest)
         try:
             self._replay("policy.onnx", self._policy, tuple(shapes))
@@ -172,12 +187,34 @@ class Runtime:
         Raises:
             InferenceError: an output is not finite or an action is outside its limits, or ONNX Runtime failed.
         """
+        return list(self.layouts[detail].split(self.rows(observations, detail)).values())
+
+    def rows(self, observations: FloatArray, detail: Detail) -> FloatArray:
+        """As `infer`, in one array: (B, width) of `layouts[detail]`."""
         session = self._actor if detail is Detail.NONE else self._policy
-        names = self.outputs[detail]
-        outputs = self._run(session, names, {"observation": observations})
-        _check_finite(names, outputs)
-        outputs[0] = self._within_limits(outputs[0])
-        return outputs
+        layout = self.layouts[detail]
+        if len(observations) == 1 and self.provider == CPU:
+            rows = self._bound_row(session, layout, detail, observations)
+        else:
+            outputs = self._run(session, layout.names, {"observation": observations})
+            rows = layout.join(dict(zip(layout.names, outputs, strict=True)), axes=1)
+        _check_finite(layout, rows)
+        actions = rows[:, layout.places["action"]]
+        if not ((actions >= self._low).all() and (actions <= self._high).all()):
+            actions[:] = self._within_limits(actions)
+        return rows
+
+    def _bound_row(
+        self, session: ort.InferenceSession, layout: RowLayout, detail: Detail, observations: FloatArray
+    ) -> FloatArray:
+        bound: BoundRow | None = getattr(self._bound, detail, None)
+        if bound is None:
+            bound = BoundRow(session, layout, observation_size=observations.shape[1])
+            setattr(self._bound, detail, bound)
+        try:
+            return bound.run(observations[0])
+        except Exception as error:
+            raise InferenceError(FAILED) from error
 
     def assess(
         self, observations: FloatArray, candidates: FloatArray, detail: Detail = Detail.SAMPLES
@@ -196,11 +233,16 @@ class Runtime:
             InvalidInputError: a candidate is not finite or outside its limits; names it by row, candidate and channel.
             InferenceError: an output is not finite, or ONNX Runtime failed.
         """
+        return self.law_layouts[detail].split(self.law_rows(observations, candidates, detail))
+
+    def law_rows(self, observations: FloatArray, candidates: FloatArray, detail: Detail) -> FloatArray:
+        """As `assess`, in one array: (B, C, width) of `law_layouts[detail]`."""
         self.check_candidates(len(observations), candidates)
-        names = self.outputs[detail][1:]
-        outputs = self._run(self._uncertainty, names, {"observation": observations, "action": candidates})
-        _check_finite(names, outputs)
-        return dict(zip(names, outputs, strict=True))
+        layout = self.law_layouts[detail]
+        outputs = self._run(self._uncertainty, layout.names, {"observation": observations, "action": candidates})
+        rows = layout.join(dict(zip(layout.names, outputs, strict=True)), axes=2)
+        _check_finite(layout, rows)
+        return rows
 
     def check_candidates(self, rows: int, candidates: FloatArray) -> None:
         """Raises InvalidInputError unless candidates (rows, C, A) lie within the limits; names the first that does not."""
@@ -227,12 +269,10 @@ class Runtime:
         try:
             values: list[FloatArray] = session.run(list(outputs), dict(inputs))
         except Exception as error:
-            raise InferenceError("ONNX Runtime could not compute the policy; the server's log says why") from error
+            raise InferenceError(FAILED) from error
         return values
 
     def _within_limits(self, actions: FloatArray) -> FloatArray:
-        if (actions >= self._low).all() and (actions <= self._high).all():
-            return actions
         outside = (actions < self._low - self._slack) | (actions > self._high + self._slack)
         if outside.any():
             row, index = map(int, np.argwhere(outside)[0])
@@ -290,10 +330,10 @@ def _fits(found: Sequence[int | str | None], expected: Axes) -> bool:
     )
 
 
-def _check_finite(names: Sequence[str], outputs: Sequence[FloatArray]) -> None:
-    flat = np.concatenate([output.ravel() for output in outputs])
-    if not np.isfinite(flat).all():
-        bad = next(name for name, output in zip(names, outputs, strict=True) if not np.isfinite(output).all())
+def _check_finite(layout: RowLayout, rows: FloatArray) -> None:
+    finite = np.isfinite(rows)
+    if not finite.all():
+        bad = layout.name_at(int(np.argwhere(~finite)[0][-1]))
         raise InferenceError(f"the policy gave a {bad} that is not finite; the robot must not use it")
 
 

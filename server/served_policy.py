@@ -3,15 +3,17 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from protos.codec import Channel, FloatArray, Samples, Summary, VectorError, checked_vector, contract_fingerprint
 from server.batcher import INLINE_BELOW_S, Answered, Batcher, Clock, Question
+from server.decision_template import DecisionTemplate
 from server.errors import ContractMismatchError, InvalidInputError
 from server.manifest import ChannelLimits, limit
+from server.row_layout import RowLayout
 from server.runtime import Detail, Runtime
 from server.selection import ACTOR, SCORES, Candidates, Rule, Selected, Selection, pick
 
@@ -19,8 +21,7 @@ MAX_ROWS = 256
 """Most rows of one question: observations times candidates."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asking:
+class Asking(NamedTuple):
     """Who asks, since when and until when."""
 
     received_ns: int
@@ -33,22 +34,34 @@ class Asking:
     """Within a rate that was granted."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Decision:
+class Decision(NamedTuple):
     """The answer to one observation."""
 
-    action: FloatArray
-    """(A,), in the units and limits of the contract."""
-    summary: Summary | None
-    """Summary of the joint law of return and action gradient, unless `Detail.NONE` was asked."""
-    samples: Samples | None
-    """Raw samples, where `Detail.SAMPLES` was asked."""
+    row: FloatArray
+    """(width,): the action, the summary of its law unless `Detail.NONE` was asked, the raw samples where they were."""
+    layout: RowLayout
+    """Of the row."""
     selected: Selected | None
     """How the action was picked, unless it is the actor's without being asked."""
     queue_ns: int
     """From receipt to the start of inference."""
     inference_ns: int
     """Inference and the checks of its outputs."""
+
+    @property
+    def action(self) -> FloatArray:
+        """(A,), in the units and limits of the contract."""
+        return self.row[self.layout.places["action"]]
+
+    @property
+    def summary(self) -> Summary | None:
+        """Summary of the joint law of return and action gradient, unless `Detail.NONE` was asked."""
+        return summary_of(self.layout.split(self.row)) if "return_mean" in self.layout.places else None
+
+    @property
+    def samples(self) -> Samples | None:
+        """Raw samples, where `Detail.SAMPLES` was asked."""
+        return samples_of(self.layout.split(self.row)) if "return_samples" in self.layout.places else None
 
 
 class ServedPolicy:
@@ -64,6 +77,8 @@ class ServedPolicy:
         self.action = _channels(manifest.action)
         self.fingerprint = contract_fingerprint(self.observation, self.action, manifest.control_period_s)
         self.batcher = Batcher(runtime, inline_below_s=inline_below_s, clock=clock)
+        self.templates = {detail: DecisionTemplate(layout) for detail, layout in runtime.layouts.items()}
+        """Of decisions as messages."""
         self._observation_names = manifest.observation_names
         low, high = (np.array([getattr(c, end) for c in self.action], np.float32) for end in ("low", "high"))
         self._candidates = Candidates(low, high, seed=manifest.uncertainty.noise_seed)
@@ -144,24 +159,31 @@ class ServedPolicy:
         if selection.rule is not Rule.ACTOR:
             return await self._best(observation, detail, asking, selection)
         answered = await self._ask(observation[np.newaxis], None, detail, asking)
-        values = {name: output[0] for name, output in answered.outputs.items()}
-        return _decision(
-            values["action"], values, detail, queue_ns=answered.queue_ns, inference_ns=answered.inference_ns
+        return Decision(
+            row=answered.rows[0],
+            layout=answered.layout,
+            selected=None,
+            queue_ns=answered.queue_ns,
+            inference_ns=answered.inference_ns,
         )
 
     async def _best(self, observation: FloatArray, detail: Detail, asking: Asking, selection: Selection) -> Decision:
         observations = observation[np.newaxis]
         actor = await self._ask(observations, None, Detail.NONE, asking)
-        candidates = self._candidates.around(actor.outputs["action"][0], selection)
+        candidates = self._candidates.around(actor.rows[0], selection)
         law = Detail.SAMPLES if detail is Detail.SAMPLES else Detail.SUMMARY
         assessed = await self._assess(observations, candidates[np.newaxis], law, asking)
         selected = pick(selection.rule, assessed.outputs[SCORES[selection.rule]][0])
-        values = {name: output[0, selected.index] for name, output in assessed.outputs.items()}
-        inference_ns = actor.inference_ns + assessed.inference_ns
-        # Received once, so what the second question waited is what passed since, less the first inference.
-        queue_ns = assessed.queue_ns - actor.inference_ns
-        action = candidates[selected.index]
-        return _decision(action, values, detail, queue_ns=queue_ns, inference_ns=inference_ns, selected=selected)
+        layout = self.runtime.layouts[detail]
+        row = np.concatenate([candidates[selected.index], assessed.rows[0, selected.index]])
+        return Decision(
+            row=row[: layout.width],
+            layout=layout,
+            selected=selected,
+            # Received once, so what the second question waited is what passed since, less the first inference.
+            queue_ns=assessed.queue_ns - actor.inference_ns,
+            inference_ns=actor.inference_ns + assessed.inference_ns,
+        )
 
     async def infer(self, observations: ArrayLike, detail: Detail, asking: Asking) -> Answered:
         """Actions, and their laws, of several observations (B, S) at once, under the names of the bundle's outputs.
@@ -280,28 +302,9 @@ def _joined(pieces: Sequence[Answered], *, axis: int) -> Answered:
     first = pieces[0]
     if len(pieces) == 1:
         return first
-    outputs = {name: np.concatenate([piece.outputs[name] for piece in pieces], axis) for name in first.outputs}
+    rows = np.concatenate([piece.rows for piece in pieces], axis)
     inference_ns = sum(piece.inference_ns for piece in pieces)
-    return Answered(outputs=outputs, queue_ns=first.queue_ns, inference_ns=inference_ns)
-
-
-def _decision(
-    action: FloatArray,
-    values: Mapping[str, FloatArray],
-    detail: Detail,
-    *,
-    queue_ns: int,
-    inference_ns: int,
-    selected: Selected | None = None,
-) -> Decision:
-    return Decision(
-        action=action,
-        summary=None if detail is Detail.NONE else summary_of(values),
-        samples=samples_of(values) if detail is Detail.SAMPLES else None,
-        selected=selected,
-        queue_ns=queue_ns,
-        inference_ns=inference_ns,
-    )
+    return Answered(rows=rows, layout=first.layout, queue_ns=first.queue_ns, inference_ns=inference_ns)
 
 
 def _channels(channels: Sequence[ChannelLimits]) -> tuple[Channel, ...]:

@@ -46,11 +46,11 @@ class GatedRuntime(Runtime):
         self.entered = threading.Semaphore(0)
         self.permitted = threading.Semaphore(0)
 
-    def infer(self, observations: FloatArray, detail: Detail) -> list[FloatArray]:
+    def rows(self, observations: FloatArray, detail: Detail) -> FloatArray:
         if self.armed:
             self.entered.release()
             assert self.permitted.acquire(timeout=PATIENCE_S)
-        return super().infer(observations, detail)
+        return super().rows(observations, detail)
 
     def wait_until_entered(self) -> None:
         assert self.entered.acquire(timeout=PATIENCE_S), "no decision was begun"
@@ -123,7 +123,8 @@ class Robot:
     """One control stream."""
 
     def __init__(self, address: str, **opening: Any) -> None:
-        self.channel = grpc.insecure_channel(address)
+        # A connection of its own, as a robot on a machine of its own has.
+        self.channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
         self._requests: queue.SimpleQueue[pb.ControlRequest | None] = queue.SimpleQueue()
         self.responses = PolicyServiceStub(self.channel).Control(iter(self._requests.get, None), timeout=PATIENCE_S)
         self.send(pb.ControlRequest(open=pb.OpenSession(**opening)))

@@ -21,8 +21,8 @@ class Recorded(GatedRuntime):
         self.batches: list[np.ndarray] = []
         self.poison: float | None = None
 
-    def infer(self, observations, detail):
-        values = super().infer(observations, detail)
+    def rows(self, observations, detail):
+        values = super().rows(observations, detail)
         if hasattr(self, "batches"):
             self.batches.append(observations[:, 0].tolist())
             if self.poison is not None and self.poison in observations[:, 0]:
@@ -249,11 +249,11 @@ def test_an_unloaded_policy_finishes_what_waits_and_refuses_the_rest(runtime):
     assert runtime.batches == [[1], [2]]
 
 
-def test_observations_that_arrive_together_are_joined_on_the_event_loop_too(runtime):
+def test_observations_of_many_robots_that_arrive_together_are_joined_on_the_event_loop_too(runtime):
     policy = ServedPolicy(runtime, inline_below_s=1.0, clock=FakeClock())
 
     async def together():
-        policy.batcher.arriving = 1  # of the second, which has been received
+        policy.batcher.sessions = batcher_module.CROWD
         await asyncio.gather(policy.batcher.ask(question(1)), policy.batcher.ask(question(2)))
         await policy.close()
 
