@@ -9,7 +9,10 @@ from typing import Annotated
 import tyro
 
 from server.errors import AddressError
+from server.logs import LogFormat, LogLevel
 from server.runtime import Provider
+
+MAX_WORKERS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,12 @@ class ServeConfig:
     """Where HTTP and the page listen: HOST:PORT. Port 0 takes a free one."""
     provider: Provider = "auto"
     """What ONNX Runtime runs on; `auto` prefers CUDA and falls back, `cuda` refuses to start without it."""
+    workers: int = 1
+    """Processes that answer gRPC on the one port, each on a core of its own. Above 1, one more answers HTTP for all."""
+    log_format: LogFormat = "text"
+    """Lines for people, or one JSON object a line."""
+    log_level: LogLevel = "info"
+    """The least that is logged."""
     max_message_bytes: int = 1 << 20
     """Largest gRPC message and HTTP body accepted, in bytes."""
 
@@ -79,6 +88,12 @@ class ServeConfig:
             raise ValueError("at least one bundle must be given: the directory that dst-export wrote")
         if not 1024 <= self.max_message_bytes <= 1 << 30:
             raise ValueError(f"max_message_bytes must lie between 1024 and {1 << 30}, got {self.max_message_bytes}")
+        if not 1 <= self.workers <= MAX_WORKERS:
+            raise ValueError(f"workers must lie between 1 and {MAX_WORKERS}, got {self.workers}; one per core")
+        if self.workers > 1 and self.grpc_address.unix:
+            raise AddressError(
+                f"--workers {self.workers} need a port to share, got --grpc {self.grpc}; give HOST:PORT, or serve with --workers 1"
+            )
         if self.http_address.unix:
             raise AddressError(f"--http must be HOST:PORT, got {self.http!r}; a Unix socket is for gRPC only")
         if self.grpc_address == self.http_address and self.grpc_address.port:

@@ -74,15 +74,14 @@ def create_app(core: Core, live: Live, telemetry: Telemetry, *, max_body_bytes: 
 
     @app.get("/readyz", responses={503: {"model": ErrorReply}})
     async def readyz() -> dict[str, str]:
-        """All policies are loaded and new requests are accepted."""
-        if not core.accepting:
-            raise ShuttingDownError("server is shutting down")
+        """All policies are loaded, all processes answer, and new requests are accepted."""
+        core.check_ready()
         return {"status": "ready"}
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
         """Prometheus metrics."""
-        return Response(telemetry.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(await telemetry.scraped(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     app.include_router(native_routes(core, telemetry))
 

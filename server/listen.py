@@ -2,10 +2,14 @@
 
 import socket
 import stat
+import sys
 from pathlib import Path
+from typing import Any
 
 from server.config import Address
 from server.errors import AddressError
+
+_AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 
 
 def bound_socket(address: Address, option: str) -> socket.socket:
@@ -14,12 +18,7 @@ def bound_socket(address: Address, option: str) -> socket.socket:
     Raises:
         AddressError: the port is in use, the host is none of this machine's, or it may not be bound.
     """
-    try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
-            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise AddressError(f"{option} {address}: {error.strerror}; give an address of this machine") from error
+    family, kind, protocol, _, place = _resolved(address, option)
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -32,6 +31,35 @@ def bound_socket(address: Address, option: str) -> socket.socket:
             f"{option} {address}: {error.strerror}; stop what listens there or choose another port (0 takes a free one)"
         ) from error
     return bound
+
+
+def _resolved(address: Address, option: str) -> _AddressInfo:
+    try:
+        return socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise AddressError(f"{option} {address}: {error.strerror}; give an address of this machine") from error
+
+
+def shared_socket(address: Address, option: str) -> socket.socket:
+    """A TCP socket that holds the port of `address` for servers that share it, and takes no connection itself.
+
+    Raises:
+        AddressError: this system cannot share a port, or it cannot be bound.
+    """
+    if not hasattr(socket, "SO_REUSEPORT"):
+        raise AddressError(
+            f"--workers above 1 needs a system on which processes can share a port (SO_REUSEPORT), {sys.platform} has none; "
+            "serve with --workers 1"
+        )
+    family, kind, protocol, _, place = _resolved(address, option)
+    shared = socket.socket(family, kind, protocol)
+    try:
+        shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        shared.bind(place)
+    except OSError as error:
+        shared.close()
+        raise AddressError(f"{option} {address}: {error.strerror}; choose another port (0 takes a free one)") from error
+    return shared
 
 
 def check_bindable(address: Address, option: str) -> None:

@@ -212,8 +212,12 @@ class Telemetry:
             yield distributed
 
     def exposition(self) -> bytes:
-        """The metrics in Prometheus' text format."""
+        """The metrics of this process in Prometheus' text format."""
         return generate_latest(self)
+
+    async def scraped(self) -> bytes:
+        """The metrics of the whole server."""
+        return self.exposition()
 
 
 _GAUGES = (

@@ -15,10 +15,10 @@ import numpy as np
 
 from protos import policy_pb2 as pb
 from protos.policy_pb2_grpc import PolicyServiceStub
-from server.app import PolicyServer
 from server.bundle import Bundle
 from server.config import ServeConfig
 from server.core import Core
+from server.policy_server import PolicyServer
 from server.runtime import Detail, FloatArray, Runtime
 from server.served_policy import ServedPolicy
 

@@ -1,9 +1,6 @@
 import re
 import signal
 import socket
-import subprocess
-import sys
-import threading
 from pathlib import Path
 
 import grpc
@@ -14,57 +11,8 @@ from protos import policy_pb2 as pb
 from protos.policy_pb2_grpc import PolicyServiceStub
 from server.config import ServeConfig, parse_address
 from server.errors import AddressError
+from tests.server.process import Process, refused
 from tests.server.running import PATIENCE_S, Robot
-
-ROOT = Path(__file__).parents[2]
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "server", *map(str, arguments)]
-
-
-def refused(*arguments):
-    """Standard error of a server that does not start."""
-    done = subprocess.run(command(*arguments), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "ready" not in done.stdout
-    return done.stderr
-
-
-class Process:
-    """`dst-serve` as its own process."""
-
-    def __init__(self, *arguments):
-        self.process = subprocess.Popen(
-            command(*arguments), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        watchdog = threading.Timer(60, self.process.kill)
-        watchdog.start()
-        self.output = []
-        for line in self.process.stdout:
-            self.output.append(line)
-            if line.startswith("ready "):
-                break
-        watchdog.cancel()
-        ready = re.fullmatch(r"ready grpc=(\S+) http=(http://\S+)\n", self.output[-1])
-        assert ready, self.output
-        self.grpc, self.http = ready.groups()
-
-    def __enter__(self):
-        return self
-
-    def stop(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-        try:
-            _, self.stderr = self.process.communicate(timeout=30)
-        finally:
-            self.process.kill()
-        return self.process.returncode
-
-    def __exit__(self, *_):
-        if self.process.returncode is None:
-            self.stop()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
