@@ -62,7 +62,7 @@ def test_promise_that_can_be_kept_is_granted(client):
 
 
 def test_promise_that_cannot_be_kept_is_refused_with_what_to_do(client):
-    with pytest.raises(ServerOverloadedError, match="or lower rate_hz, now 1000, raise latency_ms, now 0.02, or"):
+    with pytest.raises(ServerOverloadedError, match=r"or lower rate_hz, now 1000, raise latency_ms, now 0.02, or"):
         client.control(rate_hz=1000.0, latency_ms=0.02)
 
 

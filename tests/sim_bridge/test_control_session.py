@@ -151,18 +151,23 @@ def test_session_ends_cleanly_at_the_server(server, client):
 
 
 def test_only_the_newest_observation_waits_for_a_slow_server(server, client):
+    """So large that few fit into what the network itself holds."""
     release = threading.Event()
+    large = np.ones(50_000)
 
     def slow(policy, observation):
-        release.wait(5)
+        release.wait(30)
         yield decision_for(observation, [0.0])
 
     server.policy.answer = slow
     with client.control() as session:
-        for tick in range(1, 200):
-            decide(session, tick, 10_000)
+        for tick in range(1, 100):
+            decide(session, tick, 5_000_000, large)
         release.set()
-        assert decide(session, 200).decision.tick == 200
+        assert decide(session, 100, 30_000_000_000, large).decision.tick == 100
+    ticks = [observation.tick for observation in server.policy.observations]
+    assert ticks == sorted(ticks)
+    assert len(ticks) < 50
 
 
 def test_policy_unknown_to_the_server_is_refused_in_its_words(server, client):

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 
 from protos import policy_pb2 as pb
+from sim_bridge.channel import CHANNEL_OPTIONS
 from sim_bridge.control_session import Outcome
 from sim_bridge.errors import RequestRefusedError, ServerUnreachableError
 from sim_bridge.exchange import LAST_BACKOFF_S, REFUSED_BACKOFF_S, Exchange
@@ -72,7 +73,10 @@ def answered(replies, since=0):
     return [tick for tick, reply in list(replies.items())[since:] if reply.outcome is Outcome.OK]
 
 
-def test_connection_that_vanished_without_a_word_is_not_used_again(server, connect):
+def test_connection_that_vanished_without_a_word_is_not_used_again(server, connect, monkeypatch):
+    """Even where gRPC itself would not notice."""
+    options = tuple(option for option in CHANNEL_OPTIONS if "keepalive" not in option[0] and "ping" not in option[0])
+    monkeypatch.setattr("sim_bridge.channel.CHANNEL_OPTIONS", options)
     network = VanishingNetwork(server.address)
     observation = np.array([0.1, 0.2, 0.3])
     try:
