@@ -72,7 +72,7 @@ class ServeConfig:
     http: str = "127.0.0.1:8080"
     """Where HTTP and the page listen: HOST:PORT. Port 0 takes a free one."""
     provider: Provider = "auto"
-    """What ONNX Runtime runs on; `auto` prefers CUDA and falls back, `cuda` refuses to start without it."""
+    """What ONNX Runtime runs on; `auto` prefers CUDA and falls back; the others refuse to start without what they name."""
     workers: int = 1
     """Processes that answer gRPC on the one port, each on a core of its own. Above 1, one more answers HTTP for all."""
     log_format: LogFormat = "text"

@@ -4,10 +4,12 @@ import contextlib
 import io
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -22,10 +24,12 @@ from server.row_layout import RowLayout
 
 logger = logging.getLogger(__name__)
 
-Provider = Literal["auto", "cpu", "cuda"]
+Provider = Literal["auto", "cpu", "cuda", "tensorrt"]
 FloatArray = NDArray[np.float32]
-CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 FAILED = "ONNX Runtime could not compute the policy; the server's log says why"
+PROFILE_ROWS = 256
+"""Rows, and candidates of a row, that TensorRT builds for; more would make it build again while a robot waits."""
 WARM_UP_RUNS = 32
 WARM_UP_ROWS = 8
 LIMIT_SLACK = 1e-5
@@ -52,9 +56,11 @@ class Runtime:
 
         Raises:
             BundleError: a graph does not load, does not fit the manifest, or differs from the golden data here.
-            ProviderError: `provider` is `cuda` and ONNX Runtime cannot run on CUDA here.
+            ProviderError: `provider` is demanded and ONNX Runtime cannot run on it here.
         """
         self.manifest: Manifest = bundle.manifest
+        self.path = bundle.path
+        """Where the bundle was read."""
         self._bundle = bundle
         shapes: dict[str, Axes] = dict(output_shapes(bundle.manifest))
         sizes = output_shapes(bundle.manifest)
@@ -103,7 +109,7 @@ class Runtime:
         outputs: Mapping[str, Axes],
     ) -> ort.InferenceSession:
         path = self._bundle.path / name
-        session = open_session(self._bundle.files[name], str(path), provider)
+        session = open_session(self._bundle.files[name], str(path), provider, inputs)
         for kind, expected, found in (
             ("input", inputs, session.get_inputs()),
             ("output", outputs, session.get_outputs()),
@@ -284,12 +290,20 @@ class Runtime:
         return np.clip(actions, self._low, self._high)
 
 
-def open_session(model: bytes, path: str, provider: Provider) -> ort.InferenceSession:
+def open_session(
+    model: bytes, path: str, provider: Provider, inputs: Mapping[str, Axes] = MappingProxyType({})
+) -> ort.InferenceSession:
     """A session with the options that answers are given with.
+
+    Args:
+        model: the graph.
+        path: what errors call it.
+        provider: `auto` is CUDA, or the CPU where that is missing; TensorRT only on demand, since it builds for minutes.
+        inputs: sizes of the inputs; TensorRT builds for all batches from them at once.
 
     Raises:
         BundleError: ONNX Runtime cannot load the graph.
-        ProviderError: `provider` is `cuda` and ONNX Runtime cannot run on CUDA here.
+        ProviderError: `provider` is demanded and ONNX Runtime cannot run on it here.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -300,26 +314,43 @@ def open_session(model: bytes, path: str, provider: Provider) -> ort.InferenceSe
     # What ONNX Runtime reports on its own goes to stderr in several lines; errors are raised here in one.
     ort.set_default_logger_severity(4)
     providers: list[str | tuple[str, dict[str, str]]] = [CPU]
-    available = CUDA in ort.get_available_providers()
-    if provider != "cpu" and available:
-        with contextlib.redirect_stdout(io.StringIO()) as report:
+    available = ort.get_available_providers()
+    demanded = {"cuda": CUDA, "tensorrt": TENSORRT}.get(provider)
+    # ONNX Runtime prints what it loads and what it cannot.
+    with contextlib.redirect_stdout(io.StringIO()) as report:
+        if provider != "cpu" and CUDA in available:
             ort.preload_dlls()
-        logger.debug("CUDA libraries: %s", report.getvalue().strip() or "loaded")
-        # TensorFloat-32 keeps ten bits of mantissa, too few for golden data and for replaying records.
-        providers.insert(0, (CUDA, {"use_tf32": "0"}))
-    try:
-        session = ort.InferenceSession(model, options, providers=providers)
-    except Exception as error:
-        raise BundleError(
-            f"bundle refused: {path}: ONNX Runtime {ort.__version__} cannot load it ({error}); export it again"
-        ) from error
-    if provider == "cuda" and session.get_providers()[0] != CUDA:
-        reason = "CUDA or cuDNN did not load" if available else "the installed ONNX Runtime has no CUDA"
+            # TensorFloat-32 keeps ten bits of mantissa, too few for golden data and for replaying records.
+            providers.insert(0, (CUDA, {"use_tf32": "0"}))
+        if provider == "tensorrt" and TENSORRT in available:
+            os.environ["NVIDIA_TF32_OVERRIDE"] = "0"  # TensorRT takes no option for it
+            shapes = {"min": _shapes(inputs, 1), "opt": _shapes(inputs, 1), "max": _shapes(inputs, PROFILE_ROWS)}
+            profile = {f"trt_profile_{bound}_shapes": text for bound, text in shapes.items() if text}
+            providers.insert(0, (TENSORRT, profile))
+        try:
+            session = ort.InferenceSession(model, options, providers=providers)
+        except Exception as error:
+            raise BundleError(
+                f"bundle refused: {path}: ONNX Runtime {ort.__version__} cannot load it ({error}); export it again"
+            ) from error
+    logger.debug("%s: %s", path, report.getvalue().strip() or session.get_providers())
+    if demanded is not None and session.get_providers()[0] != demanded:
+        name, libraries = {CUDA: ("CUDA", "CUDA or cuDNN"), TENSORRT: ("TensorRT", "TensorRT, CUDA or cuDNN")}[demanded]
+        reason = f"{libraries} did not load" if demanded in available else f"the installed ONNX Runtime has no {name}"
+        also = " TensorRT 10 ('pip install tensorrt')" if demanded == TENSORRT else ""
         raise ProviderError(
-            f"--provider cuda was demanded but {reason}; install the 'gpu' extra and a driver that fits it, "
-            "or serve with --provider cpu"
+            f"--provider {provider} was demanded but {reason}; install the 'gpu' extra{also and f',{also}'} and a driver "
+            "that fits it, or serve with --provider cpu"
         )
     return session
+
+
+def _shapes(inputs: Mapping[str, Axes], rows: int) -> str:
+    """The inputs' shapes as TensorRT's profiles are written, every dynamic axis `rows` long."""
+    return ",".join(
+        f"{name}:{'x'.join(str(rows if size is None else size) for size in (None, *axes))}"
+        for name, axes in inputs.items()
+    )
 
 
 def _fits(found: Sequence[int | str | None], expected: Axes) -> bool:

@@ -7,7 +7,7 @@ import torch
 
 from server.bundle import load_bundle
 from server.errors import BundleError, InferenceError, InvalidInputError, ProviderError
-from server.runtime import CPU, Detail, Runtime
+from server.runtime import CPU, Detail, Runtime, _shapes
 from tests.server import small_bundle
 
 
@@ -100,11 +100,19 @@ def test_provider_is_read_back_from_the_session(runtime):
     assert runtime.provider == CPU
 
 
-def test_demanded_cuda_that_is_missing_refuses_to_start(loaded):
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_demanded_provider_that_is_missing_refuses_to_start(loaded, provider, capfd):
     if Runtime(loaded, "auto").provider != CPU:
         pytest.skip("this machine runs CUDA")
-    with pytest.raises(ProviderError, match=r"--provider cuda was demanded but .*; install the 'gpu' extra"):
-        Runtime(loaded, "cuda")
+    with pytest.raises(ProviderError, match=rf"--provider {provider} was demanded but .*; install the 'gpu' extra"):
+        Runtime(loaded, provider)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tensorrt_is_built_for_all_batches_at_once():
+    inputs = {"observation": (17,), "action": (None, 6)}
+    assert _shapes(inputs, 1) == "observation:1x17,action:1x1x6"
+    assert _shapes(inputs, 256) == "observation:256x17,action:256x256x6"
 
 
 @pytest.mark.parametrize(
