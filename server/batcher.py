@@ -164,6 +164,7 @@ class Batcher:
         finally:
             if waiting in self._waiting:  # the client went away
                 self._waiting.remove(waiting)
+                self.on_waiting(len(self._waiting))
 
     def _check_room(self, question: Question) -> None:
         own = sum(waiting.question.client == question.client for waiting in self._waiting)

@@ -20,7 +20,7 @@ from server.http_server import HttpServer
 from server.interception import HttpInterceptor
 from server.listen import bound_socket, check_bindable, shared_socket
 from server.live import Live
-from server.policy_server import GRACE_S, load, observe
+from server.policy_server import GRACE_S, load, observe, open_inference_service
 from server.telemetry import Telemetry
 from server.tracing import Tracing, tracing_from_environment
 from server.workers import Workers
@@ -85,7 +85,8 @@ class FrontServer:
         observe(self.core, telemetry)
         live = _FrontLive(self.core, workers)
         live.grpc_address = str(self.grpc_address)
-        app = create_app(self.core, live, telemetry, max_body_bytes=self._config.max_message_bytes)
+        open_inference = open_inference_service(self.core, telemetry, self._config)
+        app = create_app(self.core, live, telemetry, open_inference, max_body_bytes=self._config.max_message_bytes)
         http = HttpServer(HttpInterceptor(app, tracing), grace_s=GRACE_S)
         await http.start(http_socket)
         self._closing.push_async_callback(http.stop)

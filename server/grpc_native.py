@@ -9,11 +9,13 @@ from typing import Never
 import grpc
 import grpc.aio
 import numpy as np
+from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from protos import open_inference_pb2, open_inference_pb2_grpc, policy_pb2_grpc
 from protos import policy_pb2 as pb
-from protos import policy_pb2_grpc
+from server import logs
 from server.admission import Promise
 from server.batcher import Answered
 from server.control_session import ControlSession
@@ -29,6 +31,8 @@ from server.native_messages import (
     selection_of,
     write_decision,
 )
+from server.oip.grpc_service import OpenInferenceService
+from server.oip.inference_service import InferenceService
 from server.selection import Selection
 from server.served_policy import Asking, Decision, ServedPolicy
 from server.telemetry import Method, Telemetry
@@ -153,6 +157,7 @@ class NativeService(policy_pb2_grpc.PolicyServiceServicer):
             clock=self._core.clock,
         )
         self._sessions.add(session)
+        logs.bind(session=name, robot=robot, policy=policy.manifest.name)
         self._telemetry.session_opened(policy.manifest.name)
         logger.info("session %s opened for policy %s from %s", name, policy.manifest.name, context.peer())
         try:
@@ -221,13 +226,14 @@ async def _opening(requests: AsyncIterator[pb.ControlRequest]) -> pb.OpenSession
 
 
 class NativeServer:
-    """The gRPC server: the native service, health overall and per policy, reflection."""
+    """The gRPC server: the native service, the Open Inference Protocol, health overall and per policy, reflection."""
 
     def __init__(
         self,
         core: Core,
         live: Live,
         telemetry: Telemetry,
+        open_inference: InferenceService,
         *,
         max_message_bytes: int,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
@@ -236,6 +242,7 @@ class NativeServer:
         """`share_port`: whether other processes may listen on the same port."""
         self._core = core
         self._service = NativeService(core, live, telemetry)
+        self._open_inference = OpenInferenceService(open_inference, core)
         self._health = health.aio.HealthServicer()
         self._telling: set[asyncio.Future[None]] = set()
         self._server = grpc.aio.server(
@@ -252,13 +259,15 @@ class NativeServer:
             maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS,
         )
         policy_pb2_grpc.add_PolicyServiceServicer_to_server(self._service, self._server)
+        open_inference_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self._open_inference, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         services = [
             pb.DESCRIPTOR.services_by_name["PolicyService"].full_name,
+            open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
             health.SERVICE_NAME,
             reflection.SERVICE_NAME,
         ]
-        reflection.enable_server_reflection(services, self._server)
+        reflection.enable_server_reflection(services, self._server, _described())
 
     def listen(self, address: str) -> int:
         """Binds to `host:port` or `unix:PATH`; returns the port, or 1 for a Unix socket.
@@ -291,10 +300,19 @@ class NativeServer:
         telling.add_done_callback(self._telling.discard)
 
     async def drain(self) -> None:
-        """Turns health to NOT_SERVING; sessions answer what they have received and end with UNAVAILABLE."""
+        """Turns health to NOT_SERVING; sessions and streams answer what they have received and end with UNAVAILABLE."""
         await self._health.enter_graceful_shutdown()
         self._service.close_sessions()
+        self._open_inference.close_streams()
 
     async def stop(self, grace_s: float) -> None:
         """Closes, after what has begun is finished or `grace_s` seconds have passed."""
         await self._server.stop(grace_s)
+
+
+def _described() -> DescriptorPool:
+    """Everything that reflection tells of; the Open Inference Protocol keeps its names in a pool of its own."""
+    pool = DescriptorPool()
+    for module in (open_inference_pb2, pb, health_pb2, reflection_pb2):
+        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)  # type: ignore[no-untyped-call]
+    return pool

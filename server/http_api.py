@@ -25,6 +25,8 @@ from server.errors import (
 from server.http_messages import ErrorReply
 from server.http_native import native_routes
 from server.live import Live
+from server.oip.http_routes import create_router
+from server.oip.inference_service import InferenceService
 from server.security_headers import SecurityHeaders
 from server.telemetry import Telemetry
 
@@ -40,7 +42,9 @@ STATUS_CODES: dict[type[ServingError], int] = {
 }
 
 
-def create_app(core: Core, live: Live, telemetry: Telemetry, *, max_body_bytes: int) -> FastAPI:
+def create_app(
+    core: Core, live: Live, telemetry: Telemetry, open_inference: InferenceService, *, max_body_bytes: int
+) -> FastAPI:
     """The HTTP application over one core."""
     app = FastAPI(
         title="DST policy server",
@@ -84,6 +88,7 @@ def create_app(core: Core, live: Live, telemetry: Telemetry, *, max_body_bytes: 
         return Response(await telemetry.scraped(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     app.include_router(native_routes(core, telemetry))
+    app.include_router(create_router(open_inference, core, max_body_bytes=max_body_bytes))
 
     @app.get("/v1/live", response_class=StreamingResponse)
     async def live_events() -> StreamingResponse:

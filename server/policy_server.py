@@ -13,6 +13,8 @@ from server.http_server import HttpServer
 from server.interception import GrpcInterceptor, HttpInterceptor
 from server.listen import bound_socket, check_bindable
 from server.live import Live
+from server.oip.inference_service import InferenceService
+from server.repository import Repository
 from server.runtime import Runtime
 from server.served_policy import ServedPolicy
 from server.telemetry import Telemetry
@@ -38,17 +40,19 @@ class PolicyServer:
         self.telemetry = Telemetry(tracing=self._tracing)
         observe(core, self.telemetry)
         self.live = Live(core, clock=core.clock)
+        open_inference = open_inference_service(core, self.telemetry, config)
         self._native = NativeServer(
             core,
             self.live,
             self.telemetry,
+            open_inference,
             max_message_bytes=config.max_message_bytes,
             interceptors=(GrpcInterceptor(self._tracing),),
             share_port=worker,
         )
         self.grpc_address = config.grpc_address
         self.http_address = config.http_address
-        app = create_app(core, self.live, self.telemetry, max_body_bytes=config.max_message_bytes)
+        app = create_app(core, self.live, self.telemetry, open_inference, max_body_bytes=config.max_message_bytes)
         self._http = HttpServer(HttpInterceptor(app, self._tracing), grace_s=GRACE_S)
 
     async def start(self) -> None:
@@ -105,6 +109,14 @@ def load(config: ServeConfig) -> Core:
         ServingError: a bundle is refused, a provider is missing, or two bundles have one name.
     """
     return Core([ServedPolicy(Runtime(load_bundle(path), config.provider)) for path in config.bundles])
+
+
+def open_inference_service(core: Core, telemetry: Telemetry, config: ServeConfig) -> InferenceService:
+    """The Open Inference Protocol over `core`, whose bundles may be loaded again where this process is the only one."""
+    directories = {name: policy.runtime.path for name, policy in core.policies.items()}
+    closed = "" if config.workers == 1 else f"{config.workers} workers serve them; restart the server instead"
+    repository = Repository(core, directories, lambda path: Runtime(load_bundle(path), config.provider), closed=closed)
+    return InferenceService(core, repository, telemetry)
 
 
 def observe(core: Core, telemetry: Telemetry) -> None:

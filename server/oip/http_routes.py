@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictStr
 
 from server.core import Core
@@ -77,11 +77,10 @@ def create_router(service: InferenceService, core: Core, *, max_body_bytes: int)
         return {"live": True}
 
     @router.get("/v2/health/ready", responses=errors(503))
-    async def ready() -> Response:
-        """New requests are accepted."""
-        if service.ready():
-            return JSONResponse({"ready": True})
-        return JSONResponse({"error": "server is shutting down"}, 503)
+    async def ready() -> dict[str, bool]:
+        """The whole server answers."""
+        core.check_ready()
+        return {"ready": True}
 
     @router.get("/v2/models/stats")
     async def all_statistics() -> ModelStatisticsReply:

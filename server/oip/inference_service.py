@@ -45,8 +45,12 @@ class InferenceService:
         return ServerMetadata(name=DISTRIBUTION, version=installed_version(DISTRIBUTION), extensions=EXTENSIONS)
 
     def ready(self) -> bool:
-        """Whether new requests are accepted."""
-        return self._core.accepting
+        """Whether the whole server answers."""
+        try:
+            self._core.check_ready()
+        except ServingError:
+            return False
+        return True
 
     def model(self, name: str, version: str) -> PolicyModel:
         """A loaded model; `version` is empty or the SHA-256 of its bundle.

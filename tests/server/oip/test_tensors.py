@@ -2,6 +2,7 @@ import contextlib
 import gzip
 import json
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -222,8 +223,16 @@ def test_arbitrary_json_with_bytes_behind_it_is_decoded_or_refused(content, behi
 def test_a_compressed_body_is_never_unpacked_beyond_the_cap(encoding):
     pack = {"gzip": gzip.compress, "deflate": zlib.compress}[encoding]
     assert decompressed(pack(b"x" * 4096), encoding, 4096) == b"x" * 4096
+    bomb = pack(bytes(50_000_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidInputError, match="at most 4096 bytes unpacked"):
+            decompressed(bomb, encoding, 4096)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
     for body, message in (
-        (pack(bytes(100_000_000)), "at most 4096 bytes unpacked"),
         (pack(b"x" * 99)[:-3], "truncated"),
         (pack(b"x") + b"y", "bytes behind it"),
         (b"no such data", "must be"),
