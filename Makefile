@@ -28,11 +28,14 @@ setup: .venv/.ready
 demo: setup
 	@$(BIN)/python deploy/demo.py
 
+# As many processes as cores, each computing on one thread; the tests of a file stay together, for they share what they set up.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: setup
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 check: setup
 	$(BIN)/ruff format --check .

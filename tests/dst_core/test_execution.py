@@ -141,6 +141,7 @@ def test_compiled_code_is_kept_where_it_can_be(tmp_path: Path, monkeypatch: pyte
     assert os.environ[execution.CACHE] == "elsewhere"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not can_compile(CPU), reason="no C++ compiler: torch.compile has nothing to call")
 def test_compiled_run_trains_and_keeps_its_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
