@@ -21,13 +21,15 @@ from benchmarks import answers, growth, infer, serve, train
 from benchmarks.answers import show_answers
 from benchmarks.errors import BenchmarkError
 from benchmarks.reference_bundle import make_reference_bundles
-from benchmarks.timing import Timing, print_json, show
+from benchmarks.timing import Timing, print_json, show, summarise
+from benchmarks.verdicts import show_loads, show_verdicts, verdicts
 from dst_core.errors import TrainingError
 from dst_core.sobolev_loss import Distance
 from server.errors import ServingError
 from sim_bridge.errors import SimBridgeError
 
 MIN_RUNS = 10
+MAX_ROBOTS = 64
 SERVED_SAMPLES = 32
 INFER_SAMPLES = (8, SERVED_SAMPLES, 128)
 
@@ -119,26 +121,35 @@ class Infer:
 
 @dataclass(frozen=True, kw_only=True)
 class Serve:
-    """Time control round trips through a real server process on loopback.
+    """Time control round trips through a real server process on loopback, in turn with what they are held against.
 
     Examples:
       dst-bench serve
-      dst-bench serve --bundle bundles/pendulum --rate 500 --json
+      dst-bench serve bundles/pendulum --rate 500 --json
+      dst-bench serve --peers --robots 8
     """
 
-    bundle: Path | None = None
+    bundle: Annotated[Path | None, tyro.conf.Positional] = None
     """Bundle to measure; a barely trained Walker2d-v5 policy is made where none is named."""
     runs: int = 1000
-    """Timed round trips of each row."""
+    """Timed calls of each row, paced and again back to back."""
     rate: float = 100.0
     """Paced rate in Hz."""
+    robots: int = 1
+    """More than one: afterwards so many robots ask at the rate at once, of every server."""
+    peers: bool = False
+    """Also install and measure openpi's wire, MLServer, KServe and LitServe with the same ONNX file."""
+    peers_dir: Path | None = None
+    """Where the peers' environments are kept; ~/.cache/dst/peers where none is named."""
     json: bool = False
-    """Print JSON instead of a table."""
+    """Print JSON instead of tables."""
 
     def __post_init__(self) -> None:
         _require_runs(self.runs)
         if not (math.isfinite(self.rate) and self.rate > 0):
             raise ValueError(f"--rate must be a finite number > 0, got {self.rate}")
+        if not 1 <= self.robots <= MAX_ROBOTS:
+            raise ValueError(f"--robots must lie between 1 and {MAX_ROBOTS}, got {self.robots}")
 
 
 def _require_runs(runs: int) -> None:
@@ -199,13 +210,40 @@ def run(command: Train | Growth | Infer | Serve) -> None:
         with _bundles(command.bundle, samples=INFER_SAMPLES) as bundles:
             _infer(bundles, command)
         return
+    _serve(command)
+
+
+def _serve(command: Serve) -> None:
     with _bundles(command.bundle, samples=(SERVED_SAMPLES,)) as (bundle,):
-        timings, late_share, setting = serve.measure(bundle, runs=command.runs, rate_hz=command.rate)
-    extra = {"late_share": late_share}
+        found = serve.measure(
+            bundle,
+            runs=command.runs,
+            rate_hz=command.rate,
+            robots=command.robots,
+            peers=command.peers,
+            peers_directory=command.peers_dir,
+        )
+    for name, reason in found.left_out.items():
+        print(f"dst-bench: {name} is left out: {reason}", file=sys.stderr)
     if command.json:
-        print_json(_percentiles(timings) | extra | {"setting": setting})
-    else:
-        show("round trips through the server", timings, extra | setting)
+        content = _percentiles(found.timings) | {"late_share": found.late_share}
+        if found.loads:
+            content["load"] = {
+                key: {
+                    "late_share": load.calls.late_share,
+                    **_percentiles([summarise(key, key, load.calls.durations_s)]),
+                    "requests_per_core_s": load.requests_per_core_s,
+                    "resident_start_mb": load.resident_start_mb,
+                    "resident_end_mb": load.resident_end_mb,
+                }
+                for key, load in found.loads.items()
+            }
+        print_json(content | {"setting": found.setting})
+        return
+    show("round trips through the server", found.timings, found.setting)
+    if found.loads:
+        show_loads(found.loads, robots=command.robots, rate_hz=command.rate)
+    show_verdicts(verdicts(found.timings, late_share=found.late_share, ready_s=found.ready_s, loads=found.loads))
 
 
 def _infer(bundles: list[Path], command: Infer) -> None:

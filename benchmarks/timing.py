@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from sim_bridge.clock import Clock, MonotonicClock
+from benchmarks.paced import paced_calls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +52,7 @@ def time_call(key: str, name: str, call: Callable[[], object], *, runs: int, per
     """
     for _ in range(max(1, runs // 10)):
         call()
-    durations = []
-    for _ in due_times_ns(runs, period_s=period_s, clock=MonotonicClock()):
-        began = time.perf_counter()
-        call()
-        durations.append(time.perf_counter() - began)
-    return summarise(key, name, durations)
+    return summarise(key, name, paced_calls(call, runs=runs, period_s=period_s).durations_s)
 
 
 def time_in_turn(
@@ -89,18 +84,6 @@ def time_in_turn(
                 call()
                 durations[names].append(clock() - began)
     return [summarise(key, name, durations[key, name]) for key, name in calls]
-
-
-def due_times_ns(count: int, *, period_s: float, clock: Clock) -> Iterator[int]:
-    """Wait for each of `count` ticks on the absolute grid start + k * period and give its due time in nanoseconds.
-
-    As in a control loop no delay adds up: after a long tick the next ones follow at once until the grid is caught up.
-    """
-    start_ns, period_ns = clock.now_ns(), round(period_s * 1e9)
-    for k in range(count):
-        due_ns = start_ns + k * period_ns
-        clock.sleep_until_ns(due_ns)
-        yield due_ns
 
 
 def machine() -> dict[str, Any]:

@@ -80,7 +80,7 @@ def measure(
         "matmul_floor": floor,
     }
     if all(importlib.util.find_spec(name) for name in PEERS):
-        from benchmarks.peers import peer_updates  # noqa: PLC0415 (optional)
+        from benchmarks.train_peers import peer_updates  # noqa: PLC0415 (optional)
 
         calls |= peer_updates(**sizes, device=str(place))
     names = {

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -10,30 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import growth, reference_bundle, server_process, train
-from benchmarks.app import Growth, Infer, Serve, Train, main, run
-from benchmarks.echo import echo_stream
-from benchmarks.errors import BenchmarkError
+from benchmarks import growth, reference_bundle, train
+from benchmarks.app import Growth, Infer, Train, main, run
 from benchmarks.graph_products import products_alone
-from benchmarks.paced_control import round_trips
 from benchmarks.products import products_of
-from benchmarks.timing import due_times_ns, summarise, time_in_turn
+from benchmarks.timing import summarise, time_in_turn
 from dst_core.graphs import export_graph
 from server.bundle import load_bundle
 from server.runtime import open_session
-from sim_bridge.control_session import Outcome, Reply
 
 MACHINE = {"processor", "cores", "system", "python"}
-SERVE_KEYS = {
-    "control", "control_back_to_back", "act", "http_act", "echo_stream", "echo_back_to_back", "infer", "infer_back_to_back",
-}  # fmt: skip
-PERIOD_S = 0.01
-
-
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("reference")
-    return reference_bundle.make_reference_bundle(directory, env="InvertedPendulum-v5", hidden=16, samples=4)
 
 
 def measured(command, capsys: pytest.CaptureFixture[str]) -> dict:
@@ -153,18 +138,6 @@ def test_infer_gives_percentiles_for_every_batch_and_detail(bundle: Path, capsys
     assert result["setting"].items() >= expected.items()
 
 
-def test_serve_gives_percentiles_of_every_path_and_the_share_of_late_ticks(
-    bundle: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    result = measured(Serve(bundle=bundle, runs=20, rate=200.0, json=True), capsys)
-    assert set(result) == {"p50_us", "p99_us", "late_share", "setting"}
-    assert set(result["p50_us"]) == set(result["p99_us"]) == SERVE_KEYS
-    assert all(0 < result["p50_us"][key] <= result["p99_us"][key] for key in SERVE_KEYS)
-    assert result["late_share"] * 20 == pytest.approx(round(result["late_share"] * 20))
-    assert 0 <= result["late_share"] <= 1
-    assert result["setting"].items() >= {"rate_hz": 200.0, "runs": 20, "samples": 4}.items()
-
-
 def test_table_for_people_names_every_row(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(Infer(bundle=bundle, runs=10))
     shown = capsys.readouterr().out
@@ -174,109 +147,9 @@ def test_table_for_people_names_every_row(bundle: Path, capsys: pytest.CaptureFi
     assert "policy reference" in shown
 
 
-class FakeClock:
-    """Time that only the test moves."""
-
-    def __init__(self) -> None:
-        self.time_ns = 5_000
-
-    def now_ns(self) -> int:
-        return self.time_ns
-
-    def sleep_until_ns(self, deadline_ns: int) -> None:
-        self.time_ns = max(self.time_ns, deadline_ns)
-
-
-class Decisions:
-    """Takes the given milliseconds per decision, of the fake clock."""
-
-    clock_offset = None
-
-    def __init__(self, clock: FakeClock, durations_ms: list[float], outcome: Outcome = Outcome.OK) -> None:
-        self.clock, self.durations_ms, self.outcome = clock, durations_ms, outcome
-        self.asked: list[tuple[int, int]] = []
-
-    def decide(self, *, tick, observation, deadline_ns, status) -> Reply:
-        duration_ns = round(self.durations_ms[len(self.asked)] * 1e6)
-        self.asked.append((tick, self.clock.time_ns))
-        self.clock.time_ns += duration_ns
-        return Reply(outcome=self.outcome, problem="no", decision=None, round_trip_ns=duration_ns)
-
-
-def trips(durations_ms: list[float], runs: int):
-    clock = FakeClock()
-    decisions = Decisions(clock, durations_ms)
-    result = round_trips(
-        decisions, np.zeros((2, 3)), runs=runs, period_s=PERIOD_S, first_tick=4, clock=clock
-    )  # fmt: skip
-    return result, decisions.asked
-
-
-def test_ticks_are_due_on_an_absolute_grid_and_follow_at_once_when_behind() -> None:
-    _, asked = trips([1, 25, 1, 1, 1, 1, 1, 1, 1], runs=9)
-    assert [tick for tick, _ in asked] == list(range(4, 13))
-    assert [(at - asked[0][1]) / 1e6 for _, at in asked] == [0, 10, 35, 36, 40, 50, 60, 70, 80]
-
-
-def test_a_tick_is_late_when_its_decision_is_not_there_by_the_end_of_its_period() -> None:
-    # The 25 ms make their own tick late, and also the next, which ends at 36 ms and was due at 20 ms; that due at 30 ms is in time.
-    result, _ = trips([1, 25, 1, 1, 1, 1, 1, 1, 1], runs=9)
-    assert (result.late, result.late_share) == (2, 2 / 9)
-
-
-def test_ticks_just_within_their_period_are_not_late_and_many_a_little_over_it_add_up() -> None:
-    assert trips([10.0] * 9, runs=9)[0].late == 0
-    assert trips([0.0, *[10.5] * 3, *[0.0] * 5], runs=9)[0].late == 3
-
-
-def test_warm_up_ticks_count_neither_as_durations_nor_as_late() -> None:
-    result, asked = trips([30, *[1] * 10], runs=10)
-    assert [tick for tick, _ in asked] == list(range(4, 15))
-    assert result.late == 0
-    assert result.durations_s == [pytest.approx(0.001)] * 10
-
-
-def test_tick_without_a_decision_ends_the_measurement() -> None:
-    clock = FakeClock()
-    with pytest.raises(BenchmarkError, match="at tick 1: no"):
-        round_trips(
-            Decisions(clock, [1.0], Outcome.LATE), np.zeros((1, 3)), runs=10, period_s=0.01, first_tick=1, clock=clock
-        )
-
-
-def test_no_delay_adds_up_on_the_grid() -> None:
-    clock = FakeClock()
-    due = []
-    for due_ns in due_times_ns(5, period_s=PERIOD_S, clock=clock):
-        due.append(due_ns)
-        clock.time_ns += 3_000_000
-    assert np.diff(due).tolist() == [10_000_000] * 4
-
-
 def test_percentiles_are_those_of_the_durations() -> None:
     timing = summarise("key", "name", [index * 1e-6 for index in range(101)])
     assert (timing.p50_us, timing.p99_us, timing.runs) == (pytest.approx(50), pytest.approx(99), 101)
-
-
-def test_echo_answers_every_message_from_another_process() -> None:
-    with echo_stream() as exchange:
-        for _ in range(3):
-            exchange()
-
-
-def test_server_that_does_not_end_when_asked_is_killed() -> None:
-    program = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "on\n"
-        server_process.stop(process, timeout_s=0.1)
-        assert process.returncode == -signal.SIGKILL
-
-
-def test_server_that_cannot_start_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(BenchmarkError, match="ended before it was ready"), server_process.server_process(tmp_path):
-        pass
 
 
 def test_interrupted_training_of_the_reference_exports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
