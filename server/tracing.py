@@ -4,7 +4,7 @@ A call is one span with `queue` and `inference` inside, and continues the trace 
 session is one span too, of hours perhaps, so its ticks are traces of their own that link to it: one a second, and ten a
 second of those that took longer than the control period.
 
-Nothing of OpenTelemetry is imported unless it is asked for.
+OpenTelemetry's SDK is not even imported unless it is asked for.
 """
 
 import os
@@ -120,13 +120,11 @@ class Tracing:
         if ended_ns - call.last_tick_ns < (SLOW_TICK_PERIOD_NS if slow else TICK_PERIOD_NS):
             return
         call.last_tick_ns = ended_ns
-        trace = self._trace
+        # No span is ever made OpenTelemetry's current one, so this begins a trace of its own.
         tick = self._tracer.start_span(
             "tick",
-            # An empty context, so that the tick begins a trace of its own.
-            trace.set_span_in_context(trace.INVALID_SPAN),
             attributes={"dst.policy": policy, "dst.slow": slow, "dst.session": logs.bound().get("session", "")},
-            links=[trace.Link(call.span.get_span_context())],
+            links=[self._trace.Link(call.span.get_span_context())],
             start_time=received_ns,
         )
         self._stages(tick, received_ns, queue_ns, inference_ns)
