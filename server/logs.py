@@ -61,17 +61,16 @@ class JsonLines(logging.Formatter):
         self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
-        """Keys `time`, `level`, `logger`, `message`, the bound fields, and `exception` where there is one."""
+        """Keys `time`, `level`, `logger`, `message`, `exception` where there is one, and the bound fields."""
         line = {
-            **self._fields,
-            **bound(),
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
-        exception = _exception(self, record)
-        return json.dumps({**line, "exception": exception} if exception else line)
+        if exception := _exception(self, record):
+            line["exception"] = exception
+        return json.dumps({**line, **{k: v for k, v in {**self._fields, **bound()}.items() if k not in line}})
 
 
 def _time(record: logging.LogRecord) -> str:

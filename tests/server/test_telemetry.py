@@ -1,4 +1,6 @@
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,3 +133,15 @@ def test_unloaded_policy_is_not_shown_and_counts_on_when_it_comes_back(telemetry
     shown = samples(telemetry)
     assert shown["dst_decisions_total", "act", "failed", "reacher"] == 1
     assert shown["dst_control_sessions", "reacher"] == 0
+
+
+def test_operations_page_names_every_metric_and_no_other(telemetry, summary):
+    telemetry.decided("reacher", "act", queue_ns=1, inference_ns=1, total_ns=1)
+    telemetry.uncertainty("reacher", summary)
+    telemetry.shed("reacher", "queue")
+    page = (Path(__file__).parents[2] / "docs" / "operations.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| `(dst_\w+)` \|", page, re.MULTILINE))
+    shown = {
+        name.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for name, *_ in samples(telemetry)
+    }
+    assert documented == shown | {"dst_workers_ready", "dst_worker_restarts_total"}
