@@ -30,10 +30,17 @@ def http_client(case: Case) -> Iterator[Ask]:
     path = f"/v1/policies/{case.policy}/act"
     with contextlib.closing(http.client.HTTPConnection(case.http.removeprefix("http://"))) as connection:
 
+        def post(body: str) -> http.client.HTTPResponse:
+            connection.request("POST", path, body, {"Content-Type": "application/json"})
+            return connection.getresponse()
+
         def ask() -> None:
             body = json.dumps({"observation": next(rows)})
-            connection.request("POST", path, body, {"Content-Type": "application/json"})
-            reply = connection.getresponse()
+            try:
+                reply = post(body)
+            except ConnectionError:  # the server ends connections that nobody uses
+                connection.close()
+                reply = post(body)
             decision = json.load(reply)
             if reply.status != http.client.OK:
                 raise BenchmarkError(f"the server refused: {decision}")
