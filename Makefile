@@ -28,8 +28,8 @@ setup: .venv/.ready
 demo: setup
 	@$(BIN)/python deploy/demo.py
 
-# As many processes as cores, each computing on one thread; the tests of a file stay together, for they share what they set up.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+# A process per core, each computing on one thread; the tests of a file stay together, for they share what they set up.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(min(8, os.cpu_count() or 1))') --dist loadfile
 
 test: setup
 	$(PYTEST)

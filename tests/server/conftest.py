@@ -9,18 +9,6 @@ from tests.server.running import GatedRuntime, Running
 
 
 @pytest.fixture(scope="session")
-def torch_policy() -> small_bundle.Policy:
-    """The torch modules that `bundle` was exported from."""
-    return small_bundle.modules()
-
-
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory: pytest.TempPathFactory, torch_policy: small_bundle.Policy) -> Path:
-    """Directory of a small real bundle; tests that change one take `edited`."""
-    return small_bundle.write(tmp_path_factory.mktemp("bundles") / "reacher", torch_policy)
-
-
-@pytest.fixture(scope="session")
 def uncalibrated(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path:
     """Directory of the same policy as one that was not calibrated and gives no gradient by the observation."""
     return small_bundle.uncalibrated(bundle, tmp_path_factory.mktemp("uncalibrated") / "reacher")

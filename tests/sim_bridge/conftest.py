@@ -4,7 +4,6 @@ import gymnasium
 import pytest
 
 from sim_bridge.client import PolicyClient
-from tests.server import small_bundle
 from tests.sim_bridge import node
 from tests.sim_bridge.blocking_aio import BlockingAioClient
 from tests.sim_bridge.probe import Probe
@@ -23,12 +22,6 @@ def server():
 def connect(request):
     """Makes a client for an address, of either kind."""
     return request.param
-
-
-@pytest.fixture(scope="session")
-def bundle(tmp_path_factory):
-    """Directory of a small real bundle."""
-    return small_bundle.write(tmp_path_factory.mktemp("bundles") / "reacher", small_bundle.modules())
 
 
 @pytest.fixture(scope="session")
