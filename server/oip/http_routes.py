@@ -1,11 +1,11 @@
 """The protocol over HTTP; errors become `{"error": ...}` where the application maps them."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, StrictBool, StrictStr
+from pydantic import BaseModel, ConfigDict, StrictBool, WithJsonSchema
 
 from server.core import Core
 from server.http_messages import ErrorReply
@@ -36,12 +36,20 @@ class IndexBody(BaseModel):
     ready: StrictBool = False
 
 
-class RepositoryBody(BaseModel):
-    """Parameters of loading and unloading."""
+class LoadBody(BaseModel):
+    """A policy is loaded as its bundle says: what clients may want to override is refused."""
 
     model_config = ConfigDict(extra="forbid")
 
-    parameters: dict[str, StrictBool | StrictStr] = {}
+    parameters: Annotated[dict[str, Any], WithJsonSchema({"type": "object", "additionalProperties": False})] = {}
+
+
+class UnloadBody(BaseModel):
+    """Clients always send `unload_dependents`; no policy depends on another."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    parameters: dict[Literal["unload_dependents"], StrictBool] = {}
 
 
 def create_router(service: InferenceService, core: Core, *, max_body_bytes: int) -> APIRouter:
@@ -138,22 +146,27 @@ def create_router(service: InferenceService, core: Core, *, max_body_bytes: int)
         """The models of the repository, loaded or not."""
         return service.index("", ready=parsed(await request.body() or b"{}", IndexBody).ready)
 
-    changing: dict[str, Any] = {
-        "responses": errors(404, 413, 422, 503),
-        "response_class": Response,
-        "openapi_extra": _body(RepositoryBody),
-    }
-
-    @router.post("/v2/repository/models/{model}/load", **changing)
+    @router.post(
+        "/v2/repository/models/{model}/load",
+        responses=errors(404, 413, 422, 503),
+        response_class=Response,
+        openapi_extra=_body(LoadBody),
+    )
     async def load(model: str, request: Request) -> Response:
         """Loads a model again from its directory; the version before serves until then, and on where this fails."""
-        await service.load("", model, parsed(await request.body() or b"{}", RepositoryBody).parameters)
+        await service.load("", model, parsed(await request.body() or b"{}", LoadBody).parameters)
         return Response()
 
-    @router.post("/v2/repository/models/{model}/unload", **changing)
+    @router.post(
+        "/v2/repository/models/{model}/unload",
+        responses=errors(404, 413, 422, 503),
+        response_class=Response,
+        openapi_extra=_body(UnloadBody),
+    )
     async def unload(model: str, request: Request) -> Response:
         """Serves a model no more."""
-        await service.unload("", model, parsed(await request.body() or b"{}", RepositoryBody).parameters)
+        parsed(await request.body() or b"{}", UnloadBody)
+        await service.unload("", model, {})
         return Response()
 
     return router

@@ -328,7 +328,8 @@ def test_what_a_vanished_stream_had_waiting_is_not_computed(gated, rows):
         gated.wait_until_entered()
         eventually(lambda: waiting(running) == 7, "the rest waits")
         responses.cancel()
-        eventually(lambda: waiting(running) == 0, "the rest is dropped while the first is still computed")
+        eventually(lambda: waiting(running) == 0, "the rest is dropped")
+        assert not gated.entered.acquire(blocking=False), "the rest is dropped while the first is still computed"
         gated.permitted.release()
 
 
