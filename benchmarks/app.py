@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from benchmarks import answers, growth, infer, serve, train
+from benchmarks import answers, growth, infer, serve, serve_growth, train
 from benchmarks.answers import show_answers
 from benchmarks.errors import BenchmarkError
 from benchmarks.reference_bundle import make_reference_bundles
@@ -146,10 +146,32 @@ class Serve:
 
     def __post_init__(self) -> None:
         _require_runs(self.runs)
-        if not (math.isfinite(self.rate) and self.rate > 0):
-            raise ValueError(f"--rate must be a finite number > 0, got {self.rate}")
+        _require_rate(self.rate)
         if not 1 <= self.robots <= MAX_ROBOTS:
             raise ValueError(f"--robots must lie between 1 and {MAX_ROBOTS}, got {self.robots}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeGrowth:
+    """Time control round trips with growing numbers of robots and samples, and growing policies. Takes minutes.
+
+    Examples:
+      dst-bench serve-growth
+      dst-bench serve-growth --figure docs/performance/serving
+    """
+
+    runs: int = 300
+    """Timed calls of each client at each size."""
+    rate: float = 10.0
+    """Of every robot, in Hz: 64 of them must be within what two cores can answer and ask."""
+    figure: Path | None = None
+    """Also draw the curves to FIGURE.svg and FIGURE.png."""
+    json: bool = False
+    """Print JSON instead of a table."""
+
+    def __post_init__(self) -> None:
+        _require_runs(self.runs)
+        _require_rate(self.rate)
 
 
 def _require_runs(runs: int) -> None:
@@ -157,11 +179,17 @@ def _require_runs(runs: int) -> None:
         raise ValueError(f"--runs must be at least {MIN_RUNS} for a percentile, got {runs}")
 
 
+def _require_rate(rate: float) -> None:
+    if not (math.isfinite(rate) and rate > 0):
+        raise ValueError(f"--rate must be a finite number > 0, got {rate}")
+
+
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Growth, tyro.conf.subcommand("growth")]
     | Annotated[Infer, tyro.conf.subcommand("infer")]
     | Annotated[Serve, tyro.conf.subcommand("serve")]
+    | Annotated[ServeGrowth, tyro.conf.subcommand("serve-growth")]
 )
 
 
@@ -177,7 +205,7 @@ def main() -> int:
     return 0
 
 
-def run(command: Train | Growth | Infer | Serve) -> None:
+def run(command: Train | Growth | Infer | Serve | ServeGrowth) -> None:
     """Measure and print."""
     if isinstance(command, Train):
         sizes = {name: value for name, value in dataclasses.asdict(command).items() if name != "json"}
@@ -210,7 +238,42 @@ def run(command: Train | Growth | Infer | Serve) -> None:
         with _bundles(command.bundle, samples=INFER_SAMPLES) as bundles:
             _infer(bundles, command)
         return
+    if isinstance(command, ServeGrowth):
+        _serve_growth(command)
+        return
     _serve(command)
+
+
+def _serve_growth(command: ServeGrowth) -> None:
+    timings, late, setting = serve_growth.measure(runs=command.runs, rate_hz=command.rate)
+    if command.figure is not None:
+        _draw_serve_growth(timings, command.figure)
+    if command.json:
+        print_json(_percentiles(timings) | {"late_share": late, "setting": setting})
+    else:
+        show("paced round trips", timings, {f"late share, {key}": share for key, share in late.items()} | setting)
+
+
+def _draw_serve_growth(timings: list[Timing], stem: Path) -> None:
+    try:
+        from benchmarks.serve_growth_figure import draw  # noqa: PLC0415 (matplotlib is optional)
+    except ImportError as error:
+        raise BenchmarkError("--figure needs matplotlib: pip install 'dst-policy-server[experiment]'") from error
+    found = {timing.key: timing for timing in timings}
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for axis, sizes in serve_growth.AXES.items():
+        of_control = [(size, found[f"{axis}_{size}_control"]) for size in sizes]
+        curves[axis] = {
+            "p50": [(size, timing.p50_us / 1000) for size, timing in of_control],
+            "p99": [(size, timing.p99_us / 1000) for size, timing in of_control],
+        }
+        if axis != "robots":
+            curves[axis]["infer"] = [(size, found[f"{axis}_{size}_infer"].p50_us / 1000) for size in sizes]
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        draw(curves, stem)
+    except OSError as error:
+        raise BenchmarkError(f"the figure cannot be written: {error}; choose another --figure") from error
 
 
 def _serve(command: Serve) -> None:

@@ -24,7 +24,6 @@ STRETCH = 50
 """Calls of one row before the next row's turn: what the machine does meanwhile hits all alike."""
 WARM_UP = 5
 """Calls at the beginning of a stretch that do not count."""
-OWN_KEYS = frozenset({"control", "act", "http_act", "infer", "echo_stream"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +158,6 @@ def in_turn(
 
 
 def _leave_out(subject: Subject, error: BenchmarkError, left_out: dict[str, str]) -> None:
-    if subject.key in OWN_KEYS:
+    if not subject.peer:
         raise BenchmarkError(f"{subject.name}: {error}") from error
     left_out[subject.key] = str(error)

@@ -39,6 +39,8 @@ class Subject:
     """For people."""
     connect: Callable[[], Client]
     """Starts a client; it is not ready yet."""
+    peer: bool = False
+    """Whether it is left out where it fails, and does not end the measurement."""
     server_pid: int | None = None
     """The process that answers, where it is not the client itself."""
 
@@ -137,6 +139,7 @@ def _peer(case: Case, name: str, scratch: Path, environments: Environments, stac
         Subject(
             key=row.key,
             name=row.name,
+            peer=True,
             connect=lambda row=row: environments.client(peer.client, row.wire, path),  # type: ignore[misc]
             server_pid=pid,
         )
@@ -151,6 +154,7 @@ def _open_inference(case: Case, server: Server, scratch: Path, environments: Env
         Subject(
             key=key,
             name=name,
+            peer=True,
             connect=lambda wire=wire: environments.client("triton_client", wire, path),  # type: ignore[misc]
             server_pid=server.pid,
         )

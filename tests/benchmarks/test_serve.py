@@ -12,8 +12,8 @@ import onnxruntime
 import psutil
 import pytest
 
-from benchmarks import serve, server_process
-from benchmarks.app import Serve, main, run
+from benchmarks import serve, serve_growth, server_process
+from benchmarks.app import Serve, ServeGrowth, main, run
 from benchmarks.errors import BenchmarkError
 from benchmarks.paced import Calls
 from benchmarks.peers import environment as environments
@@ -270,3 +270,20 @@ def test_what_cannot_be_measured_exits_2_with_the_reason(
         code = ended.code
     assert code == 2
     assert message in capsys.readouterr().err
+
+
+def test_growth_of_serving_gives_every_size_of_every_axis(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve_growth, "REFERENCE", {"robots": 1, "samples": 4, "hidden": 8})
+    monkeypatch.setattr(serve_growth, "AXES", {"robots": (1, 3), "samples": (4, 8), "hidden": (8, 16)})
+    monkeypatch.setattr(serve_growth, "ENV", "InvertedPendulum-v5")
+    run(ServeGrowth(runs=10, rate=50.0, figure=tmp_path / "new" / "serving", json=True))
+    result = json.loads(capsys.readouterr().out)
+    policies = {f"{axis}_{size}" for axis, sizes in (("samples", (4, 8)), ("hidden", (8, 16))) for size in sizes}
+    keys = {f"{policy}_{kind}" for policy in policies for kind in ("control", "infer")}
+    assert set(result["p50_us"]) == set(result["p99_us"]) == keys | {"robots_1_control", "robots_3_control"}
+    assert min(result["p50_us"].values()) > 0
+    assert set(result["late_share"]) == {"robots_1", "robots_3"}
+    assert "</svg>" in (tmp_path / "new" / "serving.svg").read_text()
+    assert (tmp_path / "new" / "serving.png").stat().st_size > 10_000
