@@ -21,7 +21,7 @@ from benchmarks import answers, growth, infer, serve, serve_growth, train
 from benchmarks.answers import show_answers
 from benchmarks.errors import BenchmarkError
 from benchmarks.reference_bundle import make_reference_bundles
-from benchmarks.timing import Timing, print_json, show, summarise
+from benchmarks.timing import Timing, print_json, show
 from benchmarks.verdicts import show_loads, show_verdicts, verdicts
 from dst_core.errors import TrainingError
 from dst_core.sobolev_loss import Distance
@@ -127,6 +127,7 @@ class Serve:
       dst-bench serve
       dst-bench serve bundles/pendulum --rate 500 --json
       dst-bench serve --peers --robots 8
+      dst-bench serve --robots 8 --load-s 600
     """
 
     bundle: Annotated[Path | None, tyro.conf.Positional] = None
@@ -137,6 +138,8 @@ class Serve:
     """Paced rate in Hz."""
     robots: int = 1
     """More than one: afterwards so many robots ask at the rate at once, of every server."""
+    load_s: float = 10.0
+    """For so many seconds."""
     peers: bool = False
     """Also install and measure openpi's wire, MLServer, KServe and LitServe with the same ONNX file."""
     peers_dir: Path | None = None
@@ -147,6 +150,8 @@ class Serve:
     def __post_init__(self) -> None:
         _require_runs(self.runs)
         _require_rate(self.rate)
+        if not (math.isfinite(self.load_s) and self.load_s * self.rate >= MIN_RUNS):
+            raise ValueError(f"--load-s must be a finite number that holds {MIN_RUNS} ticks, got {self.load_s}")
         if not 1 <= self.robots <= MAX_ROBOTS:
             raise ValueError(f"--robots must lie between 1 and {MAX_ROBOTS}, got {self.robots}")
 
@@ -259,19 +264,9 @@ def _draw_serve_growth(timings: list[Timing], stem: Path) -> None:
         from benchmarks.serve_growth_figure import draw  # noqa: PLC0415 (matplotlib is optional)
     except ImportError as error:
         raise BenchmarkError("--figure needs matplotlib: pip install 'dst-policy-server[experiment]'") from error
-    found = {timing.key: timing for timing in timings}
-    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for axis, sizes in serve_growth.AXES.items():
-        of_control = [(size, found[f"{axis}_{size}_control"]) for size in sizes]
-        curves[axis] = {
-            "p50": [(size, timing.p50_us / 1000) for size, timing in of_control],
-            "p99": [(size, timing.p99_us / 1000) for size, timing in of_control],
-        }
-        if axis != "robots":
-            curves[axis]["infer"] = [(size, found[f"{axis}_{size}_infer"].p50_us / 1000) for size in sizes]
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        draw(curves, stem)
+        draw(serve_growth.curves(timings), stem)
     except OSError as error:
         raise BenchmarkError(f"the figure cannot be written: {error}; choose another --figure") from error
 
@@ -283,25 +278,15 @@ def _serve(command: Serve) -> None:
             runs=command.runs,
             rate_hz=command.rate,
             robots=command.robots,
+            load_s=command.load_s,
             peers=command.peers,
             peers_directory=command.peers_dir,
         )
     for name, reason in found.left_out.items():
         print(f"dst-bench: {name} is left out: {reason}", file=sys.stderr)
     if command.json:
-        content = _percentiles(found.timings) | {"late_share": found.late_share}
-        if found.loads:
-            content["load"] = {
-                key: {
-                    "late_share": load.calls.late_share,
-                    **_percentiles([summarise(key, key, load.calls.durations_s)]),
-                    "requests_per_core_s": load.requests_per_core_s,
-                    "resident_start_mb": load.resident_start_mb,
-                    "resident_end_mb": load.resident_end_mb,
-                }
-                for key, load in found.loads.items()
-            }
-        print_json(content | {"setting": found.setting})
+        load = {"load": {key: one.numbers() for key, one in found.loads.items()}} if found.loads else {}
+        print_json(_percentiles(found.timings) | {"late_share": found.late_share} | load | {"setting": found.setting})
         return
     show("round trips through the server", found.timings, found.setting)
     if found.loads:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import psutil
 
 from benchmarks.client_process import Client
-from benchmarks.paced import Calls
+from benchmarks.paced import Calls, MonotonicClock
+from benchmarks.timing import summarise
 
 HEAD_START_NS = 200_000_000
 """From telling the clients to their first tick."""
@@ -27,8 +28,23 @@ class Load:
     """Requests answered per second of processor time that the server took: what one core would do at most."""
     resident_start_mb: float
     """Memory of the server before the robots came."""
+    resident_early_mb: float
+    """After a tenth of their ticks."""
     resident_end_mb: float
     """After their last tick, all of them still connected."""
+
+    def numbers(self) -> dict[str, float]:
+        """What scripts read; latencies in microseconds, memory in megabytes."""
+        timing = summarise("load", "load", self.calls.durations_s)
+        return {
+            "p50_us": timing.p50_us,
+            "p99_us": timing.p99_us,
+            "late_share": self.calls.late_share,
+            "requests_per_core_s": self.requests_per_core_s,
+            "resident_start_mb": self.resident_start_mb,
+            "resident_early_mb": self.resident_early_mb,
+            "resident_end_mb": self.resident_end_mb,
+        }
 
 
 def load(connect: Callable[[], Client], server_pid: int, *, robots: int, rate_hz: float, runs: int) -> Load:
@@ -58,6 +74,8 @@ def load(connect: Callable[[], Client], server_pid: int, *, robots: int, rate_hz
         for client in clients:
             own_start_ns = start_ns + moments.randrange(period_ns)
             client.begin(runs=runs, period_s=1 / rate_hz, warm_up=warm_up, start_ns=own_start_ns)
+        MonotonicClock().sleep_until_ns(start_ns + (warm_up + runs // 10) * period_ns)
+        resident_early_mb = _resident_mb(server)
         calls = Calls()
         for client in clients:
             calls.add(client.result())
@@ -67,6 +85,7 @@ def load(connect: Callable[[], Client], server_pid: int, *, robots: int, rate_hz
         calls=calls,
         requests_per_core_s=robots * (warm_up + runs) / took_s,
         resident_start_mb=resident_start_mb,
+        resident_early_mb=resident_early_mb,
         resident_end_mb=resident_end_mb,
     )
 

@@ -49,6 +49,7 @@ def measure(
     runs: int,
     rate_hz: float,
     robots: int = 1,
+    load_s: float = 10.0,
     peers: bool = False,
     peers_directory: Path | None = None,
 ) -> Measured:
@@ -58,7 +59,8 @@ def measure(
         bundle: what is served.
         runs: calls of each row, paced and again back to back.
         rate_hz: of the paced ones.
-        robots: where it is more than one, so many robots ask at `rate_hz` at once afterwards, `runs` times each.
+        robots: where it is more than one, so many robots ask at `rate_hz` at once afterwards.
+        load_s: for so many seconds.
         peers: whether peers are measured, which installs them.
         peers_directory: where their environments are kept; the user's cache where it is None.
 
@@ -86,7 +88,11 @@ def measure(
                 assert subject.server_pid is not None
                 try:
                     loads[subject.key] = load(
-                        subject.connect, subject.server_pid, robots=robots, rate_hz=rate_hz, runs=runs
+                        subject.connect,
+                        subject.server_pid,
+                        robots=robots,
+                        rate_hz=rate_hz,
+                        runs=round(load_s * rate_hz),
                     )
                 except BenchmarkError as error:
                     _leave_out(subject, error, left_out)
@@ -106,6 +112,7 @@ def measure(
         "rate_hz": rate_hz,
         "runs": runs,
         "robots": robots,
+        "load_s": load_s,
         **machine(),
     }
     return Measured(

@@ -1,7 +1,7 @@
 """How the latency of a control round trip grows with robots, with samples and with the policy's size."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -101,3 +101,18 @@ def _policies(
                 )
         calls = in_turn(subjects, runs=runs, period_s=1 / rate_hz, left_out={}, progress=progress)
     return [summarise(subject.key, subject.name, calls[subject.key][0].durations_s) for subject in subjects]
+
+
+def curves(timings: Sequence[Timing]) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Size's name to `p50`, `p99` and, where the policy changes, `infer`, to (size, milliseconds) in rising order."""
+    found = {timing.key: timing for timing in timings}
+    by_axis: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for axis, sizes in AXES.items():
+        of_control = [(size, found[f"{axis}_{size}_control"]) for size in sizes]
+        by_axis[axis] = {
+            "p50": [(size, timing.p50_us / 1000) for size, timing in of_control],
+            "p99": [(size, timing.p99_us / 1000) for size, timing in of_control],
+        }
+        if axis != "robots":
+            by_axis[axis]["infer"] = [(size, found[f"{axis}_{size}_infer"].p50_us / 1000) for size in sizes]
+    return by_axis

@@ -82,14 +82,25 @@ def show_verdicts(found: Sequence[Verdict]) -> None:
 def show_loads(loads: Mapping[str, Load], *, robots: int, rate_hz: float) -> None:
     """Print a table for people."""
     table = Table(title=f"{robots} robots at {rate_hz:g} Hz each", title_justify="left")
-    for column in ("", "late [%]", "requests per core and second", "MB before", "MB after"):
+    for column in (
+        "",
+        "late [%]",
+        "p50 [us]",
+        "p99 [us]",
+        "requests per core and second",
+        "MB: before",
+        "early",
+        "end",
+    ):
         table.add_column(column, justify="right" if column else "left")
     for key, load in loads.items():
+        found = load.numbers()
         table.add_row(
             key,
-            f"{100 * load.calls.late_share:.2f}",
-            f"{load.requests_per_core_s:.0f}",
-            f"{load.resident_start_mb:.0f}",
-            f"{load.resident_end_mb:.0f}",
+            f"{100 * found['late_share']:.2f}",
+            f"{found['p50_us']:.4g}",
+            f"{found['p99_us']:.4g}",
+            f"{found['requests_per_core_s']:.0f}",
+            *(f"{found[f'resident_{when}_mb']:.0f}" for when in ("start", "early", "end")),
         )
     Console().print(table)
