@@ -40,7 +40,7 @@ class Process:
         self._errors: list[str] = []
         assert self.process.stderr is not None
         assert self.process.stdout is not None
-        self._reading = threading.Thread(target=self._errors.extend, args=(self.process.stderr,))
+        self._reading = threading.Thread(target=self._errors.extend, args=(self.process.stderr,), daemon=True)
         self._reading.start()
         self.output = []
         for line in self.process.stdout:

@@ -187,8 +187,12 @@ def test_workers_end_with_the_process_in_front(bundle):
     with Workers(bundle) as server:
         workers = [server.pid(0), server.pid(1)]
         os.kill(server.process.pid, signal.SIGKILL)
-        eventually(lambda: not any(alive(pid) for pid in workers), "no orphan is left")
-        server.wait()
+        try:
+            eventually(lambda: not any(map(alive, workers)), "no orphan is left")
+        finally:
+            for pid in filter(alive, workers):
+                os.kill(pid, signal.SIGKILL)
+            server.wait()
 
 
 def alive(pid):
