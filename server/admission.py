@@ -50,7 +50,7 @@ class Admission:
         self._measured_from = processor_s()
 
     def decided(self, inference_ns: int) -> None:
-        """Counts one decision, for what the wire costs."""
+        """Counts one decision and its own part of the inference, for what the wire costs."""
         self._decisions += 1
         self._inference_s += inference_ns / 1e9
 
@@ -75,7 +75,7 @@ class Admission:
 
         Args:
             rate_hz: observations per second.
-            latency_ms: from receipt to reply, for 99 of 100; 0 means the period of that rate.
+            latency_ms: from receipt to reply, for 99 of 100; 0 means the period of that rate, at most a minute.
             cost_s: inference of one decision.
             longest_s: the longest that the processor may be taken up by something that was not promised.
 
@@ -84,7 +84,7 @@ class Admission:
             OverloadedError: it cannot be kept beside the promises there are.
         """
         _check("rate_hz", rate_hz, RATE_RANGE_HZ)
-        latency_ms = latency_ms or 1000 / rate_hz
+        latency_ms = latency_ms or min(1000 / rate_hz, LATENCY_RANGE_MS[1])
         _check("latency_ms", latency_ms, LATENCY_RANGE_MS)
         wire_s, taken = self.wire_s, self.share
         decision_s = cost_s + wire_s

@@ -5,9 +5,11 @@ what they were joined with: the graphs that dst-export writes give a row the sam
 """
 
 import asyncio
+import contextlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -26,13 +28,17 @@ INLINE_BELOW_S = 0.001
 """What is computed within this time runs on the event loop itself: handing it to a thread costs more than that, and
 health checks wait no longer than this. The rest runs in a thread of the policy's own."""
 WAITING_LIMIT = 64
-"""Questions that may wait for one policy; more are refused."""
+"""Questions that may wait for one policy, beside those within a promise, of which each session has one; more are refused."""
 WAITING_PER_CLIENT = 16
 """Of these, how many one client may hold."""
+UNHURRIED_NS = 10_000_000_000
+"""What has no deadline is taken as if it had this one after receipt, so that a stream of others cannot put it off for ever."""
 CROWD = 8
 """Control sessions from which on their questions are given the chance to join: the detour costs less than it then wins."""
 LONGEST_S = 0.02
 """Longer than this nothing is computed at once, unless a single row takes longer: whoever comes then waits no more than that."""
+LONGEST_BESIDE_PROMISES_S = 0.002
+"""The same of what is joined, where a decision is computed on the event loop and a session has a promise."""
 
 
 class Question(NamedTuple):
@@ -68,6 +74,8 @@ class Answered(NamedTuple):
     """From receipt to the start of inference."""
     inference_ns: int
     """Inference, of all that was joined, and the checks of its outputs."""
+    own_ns: int
+    """Its part of that, by rows."""
 
     @property
     def outputs(self) -> Mapping[str, FloatArray]:
@@ -83,9 +91,10 @@ class _Waiting:
     answer: "asyncio.Future[Answered]" = field(repr=False)
 
     @property
-    def due_ns(self) -> float:
-        deadline_ns = self.question.deadline_ns
-        return math.inf if deadline_ns is None else deadline_ns
+    def due_ns(self) -> int:
+        """When its turn comes among equals."""
+        question = self.question
+        return question.received_ns + UNHURRIED_NS if question.deadline_ns is None else question.deadline_ns
 
 
 class Batcher:
@@ -94,6 +103,8 @@ class Batcher:
     def __init__(self, runtime: Runtime, *, inline_below_s: float, clock: Clock) -> None:
         self.sessions = 0
         """Control sessions that are open: many are likely to ask at once, so their questions go through the queue, where they join."""
+        self.promises = 0
+        """Of these, how many have a promise."""
         self.on_batch: Callable[[int], None] = _ignore
         """Told the rows of every batch."""
         self.on_waiting: Callable[[int], None] = _ignore
@@ -103,8 +114,12 @@ class Batcher:
         self._inline_below_s = inline_below_s
         self._clock = clock
         self._waiting: list[_Waiting] = []
-        self._running = False
-        """Whether a batch is being computed or about to be taken."""
+        self._waking = False
+        """Whether what waits is about to be looked at."""
+        self._computing: Sequence[_Waiting] = ()
+        """What is being computed in the thread."""
+        self._begun = 0
+        """Questions in several parts that were begun."""
         self._turn = 0
         """The latest turn that was taken."""
         self._next_turns: dict[str, int] = {}
@@ -119,18 +134,41 @@ class Batcher:
         """Whether a single row is computed on the event loop."""
         return self._runtime.cost_s(1) < self._inline_below_s
 
-    @property
-    def longest_s(self) -> float:
-        """The longest that a question may have to wait for one that is being computed, in seconds."""
-        return self._inline_below_s if self.inline else max(LONGEST_S, self._runtime.cost_s(1))
+    def longest_s(self, rows: int) -> float:
+        """The longest that a promised question of so many rows may have to wait for what is being computed, in seconds."""
+        return LONGEST_BESIDE_PROMISES_S if self._short(rows) else max(LONGEST_S, self._runtime.cost_s(1))
 
     @property
     def most_rows(self) -> int:
         """How many rows one question should have at most, lest it hold up others for longer than `LONGEST_S`."""
         return self._runtime.rows_within(LONGEST_S)
 
-    async def ask(self, question: Question) -> Answered:
-        """The answer to one question.
+    def _short(self, rows: int) -> bool:
+        """Whether so many rows are computed on the event loop."""
+        return self._runtime.cost_s(rows) < self._inline_below_s
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NotReadyError(f"policy {self._name!r} was unloaded; open a new session once it is loaded again")
+
+    @contextlib.contextmanager
+    def parts(self) -> Iterator[None]:
+        """What is asked inside, with `begun`, is one question in several parts: a policy that is unloaded answers all or none.
+
+        Raises:
+            NotReadyError: the policy was unloaded before.
+        """
+        self._check_open()
+        self._begun += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._begun -= 1
+            self._settle()
+
+    async def ask(self, question: Question, *, begun: bool = False) -> Answered:
+        """The answer to one question, or to one of the `parts` of a larger one.
 
         Raises:
             ExpiredError: its deadline passed while it waited.
@@ -138,27 +176,27 @@ class Batcher:
             NotReadyError: the policy was unloaded.
             InferenceError: the policy gave no usable output.
         """
-        if self._closed:
-            raise NotReadyError(f"policy {self._name!r} was unloaded; open a new session once it is loaded again")
+        if not begun:
+            self._check_open()
         # While the thread is busy with something long, something short need not wait for it.
-        alone = not self._waiting and self.sessions < CROWD
-        if alone and self._runtime.cost_s(question.rows) < self._inline_below_s:
+        if self.sessions < CROWD and self._short(question.rows) and not self._short_waits():
             answer = self._compute([question])[0]
             self.on_batch(question.rows)
             return answer
         return await self._queued(question)
 
+    def _short_waits(self) -> bool:
+        return any(self._short(waiting.question.rows) for waiting in self._waiting)
+
     async def _queued(self, question: Question) -> Answered:
-        self._check_room(question)
+        self._make_room(question)
         turn = max(self._turn, self._next_turns.get(question.client, 0))
         self._next_turns[question.client] = turn + question.rows
         waiting = _Waiting(question=question, turn=turn, answer=asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self.on_waiting(len(self._waiting))
-        if not self._running:
-            self._running = True
-            self._idle.clear()
-            asyncio.get_running_loop().call_soon(self._next)
+        self._idle.clear()
+        self._wake()
         try:
             return await waiting.answer
         finally:
@@ -166,45 +204,67 @@ class Batcher:
                 self._waiting.remove(waiting)
                 self.on_waiting(len(self._waiting))
 
-    def _check_room(self, question: Question) -> None:
+    def _make_room(self, question: Question) -> None:
+        """Where too much waits, sheds the latest of the client that holds most, unless that is the one who asks."""
         own = sum(waiting.question.client == question.client for waiting in self._waiting)
-        if own < WAITING_PER_CLIENT and len(self._waiting) < WAITING_LIMIT:
+        if own >= WAITING_PER_CLIENT:
+            raise self._overloaded(f"{own} observations of this client")
+        if question.promised or len(self._waiting) < WAITING_LIMIT:
             return
+        unpromised = [waiting for waiting in self._waiting if not waiting.question.promised]
+        if len(unpromised) < WAITING_LIMIT:
+            return
+        ((greediest, most),) = Counter(waiting.question.client for waiting in unpromised).most_common(1)
+        if most <= own + 1:
+            raise self._overloaded(f"{len(unpromised)} observations")
+        shed = next(waiting for waiting in reversed(unpromised) if waiting.question.client == greediest)
+        self._waiting.remove(shed)
+        if not shed.answer.done():
+            shed.answer.set_exception(
+                self._overloaded(f"{most} observations of this client and {len(unpromised)} in all")
+            )
+
+    def _overloaded(self, held: str) -> OverloadedError:
         seconds = self._runtime.cost_s(sum(waiting.question.rows for waiting in self._waiting))
-        held = (
-            f"{len(self._waiting)} observations" if own < WAITING_PER_CLIENT else f"{own} observations of this client"
-        )
-        raise OverloadedError(
+        return OverloadedError(
             f"policy {self._name!r} has {held} waiting, its limit; retry later",
             retry_after_ms=max(1, math.ceil(1000 * seconds)),
         )
 
+    def _wake(self) -> None:
+        """Has what waits looked at once all that has arrived by now is in."""
+        if not self._waking:
+            self._waking = True
+            asyncio.get_running_loop().call_soon(self._next)
+
     def _next(self) -> None:
+        self._waking = False
         batch = self._take()
         if not batch:
-            self._running = False
-            self._next_turns.clear()
-            self._idle.set()
+            self._settle()
             return
         questions = [waiting.question for waiting in batch]
-        loop = asyncio.get_running_loop()
-        if self._runtime.cost_s(sum(question.rows for question in questions)) < self._inline_below_s:
-            done: asyncio.Future[list[Answered | ServingError]] = loop.create_future()
-            done.add_done_callback(lambda done: self._finished(batch, done))
+        if self._short(sum(question.rows for question in questions)):
             try:
-                done.set_result(self._answers(questions))
+                answers: Sequence[Answered | BaseException] = self._answers(questions)
             except Exception as error:  # noqa: BLE001 - it is raised where the answer is awaited
-                done.set_exception(error)
+                answers = [error] * len(batch)
+            self._finished(batch, answers)
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"infer-{self._name}")
-        computing = loop.run_in_executor(self._thread, self._answers, questions)
-        computing.add_done_callback(lambda done: self._finished(batch, done))
+        self._computing = batch
+        computing = asyncio.get_running_loop().run_in_executor(self._thread, self._answers, questions)
+        computing.add_done_callback(lambda done: self._computed(batch, done))
+        self._wake()
 
-    def _finished(self, batch: Sequence[_Waiting], done: "asyncio.Future[list[Answered | ServingError]]") -> None:
-        self.on_batch(sum(waiting.question.rows for waiting in batch))
+    def _computed(self, batch: Sequence[_Waiting], done: "asyncio.Future[list[Answered | ServingError]]") -> None:
+        self._computing = ()
         failure = done.exception()
-        answers = [failure] * len(batch) if failure is not None else done.result()
+        self._finished(batch, done.result() if failure is None else [failure] * len(batch))
+
+    def _finished(self, batch: Sequence[_Waiting], answers: Sequence[Answered | BaseException]) -> None:
+        self.on_batch(sum(waiting.question.rows for waiting in batch))
         for waiting, answer in zip(batch, answers, strict=True):
             if waiting.answer.done():
                 continue
@@ -212,28 +272,45 @@ class Batcher:
                 waiting.answer.set_exception(answer)
             else:
                 waiting.answer.set_result(answer)
-        self._next()
+        self._wake()
+
+    def _settle(self) -> None:
+        if not (self._waiting or self._computing or self._begun):
+            self._next_turns.clear()
+            self._idle.set()
 
     def _take(self) -> list[_Waiting]:
         """What is computed next: the first in line, and what goes with it without making anyone late."""
-        if not self._waiting:
+        waiting, longest_s = self._in_order(), LONGEST_S
+        if self.promises and self.inline:
+            longest_s = LONGEST_BESIDE_PROMISES_S
+        if self._computing:
+            if all(self._short(computing.question.rows) for computing in self._computing):
+                return []  # it is over soon, and more joins meanwhile
+            waiting, longest_s = [one for one in waiting if self._short(one.question.rows)], self._inline_below_s
+        if not waiting:
             return []
         now_ns = self._clock()
-        first, *others = self._in_order()
-        batch, rows, due_ns = [first], first.question.rows, first.due_ns
-        for waiting in others:
-            joined, earliest_ns = rows + waiting.question.rows, min(due_ns, waiting.due_ns)
+        first, *others = waiting
+        batch, rows, due_ns = [first], first.question.rows, self._limit_ns(first, now_ns)
+        for other in others:
+            joined, earliest_ns = rows + other.question.rows, min(due_ns, self._limit_ns(other, now_ns))
             cost_s = self._runtime.cost_s(joined)
-            affordable = cost_s <= LONGEST_S and now_ns + 1e9 * cost_s <= earliest_ns
-            if affordable and _alike(first.question, waiting.question):
-                batch.append(waiting)
+            if cost_s < longest_s and now_ns + 1e9 * cost_s <= earliest_ns and _alike(first.question, other.question):
+                batch.append(other)
                 rows, due_ns = joined, earliest_ns
-        for waiting in batch:
-            self._waiting.remove(waiting)
-            self._turn = max(self._turn, waiting.turn)
+        for one in batch:
+            self._waiting.remove(one)
+            self._turn = max(self._turn, one.turn)
         self._next_turns = {client: turn for client, turn in self._next_turns.items() if turn > self._turn}
         self.on_waiting(len(self._waiting))
         return batch
+
+    def _limit_ns(self, waiting: _Waiting, now_ns: int) -> float:
+        """When it has to be computed; without limit where it would be late alone, too, so that it makes nobody else wait."""
+        deadline_ns = waiting.question.deadline_ns
+        alone_ns = now_ns + 1e9 * self._runtime.cost_s(waiting.question.rows)
+        return math.inf if deadline_ns is None or alone_ns > deadline_ns else deadline_ns
 
     def _in_order(self) -> list[_Waiting]:
         """Promised before not; who has had no more than its share before who has; the earliest deadline first."""
@@ -281,11 +358,19 @@ class Batcher:
             logger.error("policy %s version %s: %s", self._name, version, error, exc_info=error.__cause__)  # noqa: TRY400
             raise
         inference_ns = self._clock() - started_ns
-        answers, start = [], 0
+        answers, start, all_rows = [], 0, sum(question.rows for question in questions)
         for question in questions:
             stop = start + len(question.observations)
             queue_ns = started_ns - question.received_ns
-            answers.append(Answered(rows=rows[start:stop], layout=layout, queue_ns=queue_ns, inference_ns=inference_ns))
+            answers.append(
+                Answered(
+                    rows=rows[start:stop],
+                    layout=layout,
+                    queue_ns=queue_ns,
+                    inference_ns=inference_ns,
+                    own_ns=inference_ns * question.rows // all_rows,
+                )
+            )
             start = stop
         return answers
 
@@ -314,7 +399,9 @@ def _expired(question: Question, now_ns: int) -> bool:
 
 
 def _alike(one: Question, other: Question) -> bool:
-    """Whether one run of a graph can answer both."""
+    """Whether one run of a graph can answer both, and nobody who has a promise waits for somebody who has none."""
+    if one.promised is not other.promised:
+        return False
     if one.candidates is None or other.candidates is None:
         return one.detail is other.detail and one.candidates is other.candidates
     return one.detail is other.detail and one.candidates.shape[1] == other.candidates.shape[1]

@@ -111,12 +111,15 @@ class ControlSession:
             ShuttingDownError: `close` was called.
             NotReadyError: the policy was unloaded.
         """
-        self._policy.batcher.sessions += 1
+        batcher, promised = self._policy.batcher, self._meter is not None
+        batcher.sessions += 1
+        batcher.promises += promised
         receiving = asyncio.create_task(self._receive(requests, write))
         try:
             await self._answer_inbox(write)
         finally:
-            self._policy.batcher.sessions -= 1
+            batcher.sessions -= 1
+            batcher.promises -= promised
             receiving.cancel()
             await asyncio.wait([receiving])
         if not receiving.cancelled():
@@ -245,7 +248,7 @@ class ControlSession:
 
     def _count(self, received: _Received, decision: Decision, replied_ns: int) -> None:
         self._live.record(received.observation.tick, decision, received.received_ns)
-        self._admission.decided(decision.inference_ns)
+        self._admission.decided(decision.own_ns)
         if decision.summary is not None:
             self._telemetry.uncertainty(self._name, decision.summary)
         self._telemetry.decided(

@@ -114,7 +114,7 @@ class NativeService(policy_pb2_grpc.PolicyServiceServicer):
         )
 
     def _count(self, policy: str, method: Method, asking: Asking, answer: Decision | Answered) -> None:
-        self._core.admission.decided(answer.inference_ns)
+        self._core.admission.decided(answer.own_ns)
         self._telemetry.decided(
             policy,
             method,
@@ -190,7 +190,7 @@ class NativeService(policy_pb2_grpc.PolicyServiceServicer):
                 rate_hz=opening.rate_hz,
                 latency_ms=opening.latency_ms,
                 cost_s=policy.cost_s(selection),
-                longest_s=max(other.batcher.longest_s for other in self._core.policies.values()),
+                longest_s=policy.longest_s(selection),
             )
         except OverloadedError:
             self._telemetry.promised(name, granted=False)

@@ -60,7 +60,7 @@ def native_routes(core: Core, telemetry: Telemetry) -> APIRouter:
         return Asking(received_ns=received_ns, deadline_ns=deadline_ns, client=client)
 
     def count(name: str, method: Method, asking: Asking, answer: Decision | Answered) -> None:
-        core.admission.decided(answer.inference_ns)
+        core.admission.decided(answer.own_ns)
         telemetry.decided(
             name,
             method,

@@ -10,7 +10,7 @@ from server.errors import InvalidInputError
 from server.manifest import Calibration
 from server.runtime import Detail
 from server.selection import ACTOR, Rule, Selected, Selection
-from server.served_policy import Decision, ServedPolicy, samples_of, summary_of
+from server.served_policy import MAX_ROWS, Decision, ServedPolicy, samples_of, summary_of
 
 DETAILS: dict[pb.Detail.ValueType, Detail] = {
     pb.DETAIL_UNSPECIFIED: Detail.SUMMARY,
@@ -55,16 +55,15 @@ def candidates_of(message: pb.AssessRequest, policy: ServedPolicy) -> np.ndarray
     """The candidate actions, (C, A).
 
     Raises:
-        InvalidInputError: their numbers are not a multiple of the action's size.
+        InvalidInputError: their numbers are not a multiple of the action's size, or too many.
     """
-    size = len(policy.action)
-    values = np.array(message.candidates, np.float32)
-    if not len(values) or len(values) % size:
+    size, count = len(policy.action), len(message.candidates)
+    if not count or count % size or count > MAX_ROWS * size:
         raise InvalidInputError(
-            f"candidates must hold a multiple of {size} numbers, one row per action, got {len(values)}; "
-            "send them row after row"
+            f"candidates must hold a multiple of {size} numbers, one row per action, for at most {MAX_ROWS} rows, got {count}; "
+            "send them row after row, and more in another request"
         )
-    return values.reshape(-1, size)
+    return np.array(message.candidates, np.float32).reshape(-1, size)
 
 
 def write_decision(decision: Decision, template: DecisionTemplate, message: pb.Decision) -> None:

@@ -96,6 +96,6 @@ class Candidates:
 def pick(rule: Rule, scores: FloatArray) -> Selected:
     """The best of the scores (C,); the actor's action where none is better."""
     index = int(np.argmax(scores))
-    gain = float(scores[index] - scores[0])
+    gain = float(scores[index]) - float(scores[0])
     assert math.isfinite(gain)
     return Selected(rule=rule, candidates=len(scores), index=index, gain=gain)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +46,9 @@ class Decision(NamedTuple):
     queue_ns: int
     """From receipt to the start of inference."""
     inference_ns: int
-    """Inference and the checks of its outputs."""
+    """Inference, of all that was joined, and the checks of its outputs."""
+    own_ns: int
+    """Its part of that."""
 
     @property
     def action(self) -> FloatArray:
@@ -94,6 +96,10 @@ class ServedPolicy:
             return self.runtime.cost_s(1)
         return self.runtime.cost_s(1) + self.runtime.cost_s(selection.candidates)
 
+    def longest_s(self, selection: Selection = ACTOR) -> float:
+        """The longest that a promised decision may have to wait for what is being computed, in seconds."""
+        return self.batcher.longest_s(1 if selection.rule is Rule.ACTOR else selection.candidates)
+
     def check_contract(self, fingerprint: str) -> None:
         """Compares a client's contract fingerprint with the policy's; an empty one is not compared.
 
@@ -117,6 +123,13 @@ class ServedPolicy:
         Raises:
             InvalidInputError: wrong size, or a number that is not finite; names the channel and its index.
         """
+        size = len(self._observation_names)
+        # A long vector takes long to convert, and the names of all channels may be more than a message can hold.
+        if isinstance(values, Sized) and len(values) > size:
+            raise InvalidInputError(
+                f"observation must have shape ({size},), got ({len(values)},); the policy expects "
+                f"{listed(self._observation_names)}"
+            )
         try:
             return checked_vector(values, self._observation_names)
         except VectorError as error:
@@ -165,14 +178,16 @@ class ServedPolicy:
             selected=None,
             queue_ns=answered.queue_ns,
             inference_ns=answered.inference_ns,
+            own_ns=answered.own_ns,
         )
 
     async def _best(self, observation: FloatArray, detail: Detail, asking: Asking, selection: Selection) -> Decision:
         observations = observation[np.newaxis]
-        actor = await self._ask(observations, None, Detail.NONE, asking)
-        candidates = self._candidates.around(actor.rows[0], selection)
         law = Detail.SAMPLES if detail is Detail.SAMPLES else Detail.SUMMARY
-        assessed = await self._assess(observations, candidates[np.newaxis], law, asking)
+        with self.batcher.parts():
+            actor = await self._ask(observations, None, Detail.NONE, asking, begun=True)
+            candidates = self._candidates.around(actor.rows[0], selection)
+            assessed = await self._assess(observations, candidates[np.newaxis], law, asking)
         selected = pick(selection.rule, assessed.outputs[SCORES[selection.rule]][0])
         layout = self.runtime.layouts[detail]
         row = np.concatenate([candidates[selected.index], assessed.rows[0, selected.index]])
@@ -183,6 +198,7 @@ class ServedPolicy:
             # Received once, so what the second question waited is what passed since, less the first inference.
             queue_ns=assessed.queue_ns - actor.inference_ns,
             inference_ns=actor.inference_ns + assessed.inference_ns,
+            own_ns=actor.own_ns + assessed.own_ns,
         )
 
     async def infer(self, observations: ArrayLike, detail: Detail, asking: Asking) -> Answered:
@@ -194,9 +210,11 @@ class ServedPolicy:
         """
         rows = self._checked_rows(observations)
         step = self.batcher.most_rows
-        pieces = [
-            await self._ask(rows[start : start + step], None, detail, asking) for start in range(0, len(rows), step)
-        ]
+        with self.batcher.parts():
+            pieces = [
+                await self._ask(rows[start : start + step], None, detail, asking, begun=True)
+                for start in range(0, len(rows), step)
+            ]
         return _joined(pieces, axis=0)
 
     async def assess(self, observations: ArrayLike, candidates: ArrayLike, detail: Detail, asking: Asking) -> Answered:
@@ -216,7 +234,8 @@ class ServedPolicy:
                 "split the request"
             )
         self.runtime.check_candidates(len(rows), proposed)
-        return await self._assess(rows, proposed, detail, asking)
+        with self.batcher.parts():
+            return await self._assess(rows, proposed, detail, asking)
 
     async def _assess(self, rows: FloatArray, candidates: FloatArray, detail: Detail, asking: Asking) -> Answered:
         """In pieces that hold up nobody else for long."""
@@ -225,7 +244,8 @@ class ServedPolicy:
         for row in range(0, len(rows), step):
             own, of_own = rows[row : row + step], candidates[row : row + step]
             pieces = [
-                await self._ask(own, of_own[:, start : start + most], detail, asking) for start in range(0, count, most)
+                await self._ask(own, of_own[:, start : start + most], detail, asking, begun=True)
+                for start in range(0, count, most)
             ]
             parts.append(_joined(pieces, axis=1))
         return _joined(parts, axis=0)
@@ -248,19 +268,24 @@ class ServedPolicy:
         return rows
 
     async def _ask(
-        self, observations: FloatArray, candidates: FloatArray | None, detail: Detail, asking: Asking
+        self,
+        observations: FloatArray,
+        candidates: FloatArray | None,
+        detail: Detail,
+        asking: Asking,
+        *,
+        begun: bool = False,
     ) -> Answered:
-        return await self.batcher.ask(
-            Question(
-                observations=observations,
-                candidates=candidates,
-                detail=detail,
-                received_ns=asking.received_ns,
-                deadline_ns=asking.deadline_ns,
-                client=asking.client,
-                promised=asking.promised,
-            )
+        question = Question(
+            observations=observations,
+            candidates=candidates,
+            detail=detail,
+            received_ns=asking.received_ns,
+            deadline_ns=asking.deadline_ns,
+            client=asking.client,
+            promised=asking.promised,
         )
+        return await self.batcher.ask(question, begun=begun)
 
     async def close(self) -> None:
         """Refuses what comes from now on; returns when all that waits has its answer."""
@@ -303,8 +328,13 @@ def _joined(pieces: Sequence[Answered], *, axis: int) -> Answered:
     if len(pieces) == 1:
         return first
     rows = np.concatenate([piece.rows for piece in pieces], axis)
-    inference_ns = sum(piece.inference_ns for piece in pieces)
-    return Answered(rows=rows, layout=first.layout, queue_ns=first.queue_ns, inference_ns=inference_ns)
+    return Answered(
+        rows=rows,
+        layout=first.layout,
+        queue_ns=first.queue_ns,
+        inference_ns=sum(piece.inference_ns for piece in pieces),
+        own_ns=sum(piece.own_ns for piece in pieces),
+    )
 
 
 def _channels(channels: Sequence[ChannelLimits]) -> tuple[Channel, ...]:
