@@ -8,6 +8,7 @@ OpenTelemetry's SDK is not even imported unless it is asked for.
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -139,8 +140,10 @@ class Tracing:
 
     def close(self) -> None:
         """Sends what is left, for `FLUSH_S` at most. Blocks."""
-        self._provider.force_flush(int(FLUSH_S * 1000))
-        self._provider.shutdown()
+        # The SDK goes on trying a collector that is gone for as long as it takes; the server does not wait for it.
+        closing = threading.Thread(target=self._provider.shutdown, daemon=True)
+        closing.start()
+        closing.join(FLUSH_S)
 
 
 def tracing_from_environment(environment: Mapping[str, str] = os.environ) -> Tracing | None:
@@ -171,6 +174,7 @@ def tracing_from_environment(environment: Mapping[str, str] = os.environ) -> Tra
             "or unset the variable"
         ) from error
     named = environment.get("OTEL_SERVICE_NAME") or "service.name=" in environment.get("OTEL_RESOURCE_ATTRIBUTES", "")
-    provider = TracerProvider(resource=Resource.create({} if named else {"service.name": "dst-serve"}))
+    resource = Resource.create({} if named else {"service.name": "dst-serve"})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Tracing(provider)

@@ -1,11 +1,14 @@
 import asyncio
 import json
+import os
+import socket
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
+import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import TracerProvider
@@ -16,6 +19,7 @@ from protos import policy_pb2 as pb
 from server import logs
 from server.telemetry import Telemetry
 from server.tracing import Tracing, TracingError, tracing_from_environment
+from tests.server.process import ANYWHERE, Process
 from tests.server.running import SECOND, FakeClock, Robot, Running
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -202,6 +206,16 @@ def test_log_lines_of_a_traced_call_carry_its_trace(tracing):
             return logs.bound()["trace"]
 
     assert asyncio.run(act()) == TRACE
+
+
+def test_collector_that_does_not_answer_does_not_keep_the_server_from_stopping(bundle):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        asked = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, "OTEL_EXPORTER_OTLP_TIMEOUT": "300"}
+        with Process(bundle, *ANYWHERE, env={**os.environ, **asked}) as server:
+            httpx.post(f"{server.http}/v1/policies/reacher/act", json={"observation": [0.1, 0.2, 0.3]})
+            assert server.stop() == 0
+        silent.accept()[0].close()
 
 
 @pytest.mark.parametrize(
