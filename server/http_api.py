@@ -27,6 +27,7 @@ from server.http_native import native_routes
 from server.live import Live
 from server.oip.http_routes import create_router
 from server.oip.inference_service import InferenceService
+from server.request_body import told
 from server.security_headers import SecurityHeaders
 from server.telemetry import Telemetry
 
@@ -64,8 +65,7 @@ def create_app(
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()[:8]]
-        return JSONResponse({"error": "; ".join(problems)}, 422)
+        return JSONResponse({"error": told(error.errors())}, 422)
 
     @app.exception_handler(HTTPException)
     async def http_error(_request: Request, error: HTTPException) -> JSONResponse:

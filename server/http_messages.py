@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, FailFast, Field, WithJsonSchema
 
 from protos.codec import FloatArray, Samples, Summary
 from server.batcher import Answered
 from server.errors import InvalidInputError
 from server.manifest import Calibration
+from server.request_body import RequestBody
 from server.runtime import Detail
 from server.selection import ACTOR, MOST_CANDIDATES, Rule, Selection
 from server.served_policy import MAX_ROWS, Decision, ServedPolicy, samples_of, summary_of
@@ -96,10 +97,8 @@ Timeout = Annotated[
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
-class SelectionBody(BaseModel):
+class SelectionBody(RequestBody):
     """How the action is picked from candidates around the actor's, which is the first of them."""
-
-    model_config = ConfigDict(extra="forbid")
 
     rule: Annotated[Rule, Field(description="Highest mean return, highest CVaR, or the actor's action.")]
     candidates: Annotated[int, Field(ge=2, le=MOST_CANDIDATES)] = ACTOR.candidates
@@ -118,10 +117,8 @@ class SelectionBody(BaseModel):
         return selection
 
 
-class ActBody(BaseModel):
+class ActBody(RequestBody):
     """One observation."""
-
-    model_config = ConfigDict(extra="forbid")
 
     observation: ObservationBody
     detail: DetailBody = Detail.SUMMARY
@@ -129,14 +126,13 @@ class ActBody(BaseModel):
     timeout_ms: Timeout = None
 
 
-class AssessBody(BaseModel):
+class AssessBody(RequestBody):
     """One observation and the actions to assess."""
-
-    model_config = ConfigDict(extra="forbid")
 
     observation: ObservationBody
     candidates: Annotated[
-        list[Annotated[list[Number], Field(max_length=4096)]],
+        list[Annotated[list[Number], Field(max_length=4096), FailFast()]],
+        FailFast(),
         Field(min_length=1, max_length=MAX_ROWS, description="Actions in contract order, within the limits."),
     ]
     detail: Annotated[Detail, Field(description="`summary` or `samples`.")] = Detail.SUMMARY
@@ -257,16 +253,17 @@ def numbers(observation: object, policy: ServedPolicy) -> list[float]:
     """
     names = policy.manifest.observation_names
     if isinstance(observation, Mapping):
-        return policy.ordered_observation({key: _number(value, repr(key)) for key, value in observation.items()})
+        ordered = policy.ordered_observation(observation)
+        return [_number(value, repr(name)) for name, value in zip(names, ordered, strict=True)]
     if not isinstance(observation, list):
         raise InvalidInputError(
             f"observation must be a list of {len(names)} numbers or an object from channel name to number, "
             f"got {type(observation).__name__}"
         )
-    labels = [*(f"{name!r} at index {index}" for index, name in enumerate(names)), *([""] * len(observation))]
+    policy.check_not_longer(len(observation))
     return [
-        _number(value, label or f"index {index}")
-        for index, (value, label) in enumerate(zip(observation, labels, strict=False))
+        _number(value, f"{name!r} at index {index}")
+        for index, (value, name) in enumerate(zip(observation, names, strict=False))
     ]
 
 

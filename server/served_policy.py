@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence, Sized
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +17,7 @@ from server.row_layout import RowLayout
 from server.runtime import Detail, Runtime
 from server.selection import ACTOR, SCORES, Candidates, Rule, Selected, Selection, pick
 
+Value = TypeVar("Value")
 MAX_ROWS = 256
 """Most rows of one question: observations times candidates."""
 
@@ -123,20 +124,23 @@ class ServedPolicy:
         Raises:
             InvalidInputError: wrong size, or a number that is not finite; names the channel and its index.
         """
-        size = len(self._observation_names)
-        # A long vector takes long to convert, and the names of all channels may be more than a message can hold.
-        if isinstance(values, Sized) and len(values) > size:
-            raise InvalidInputError(
-                f"observation must have shape ({size},), got ({len(values)},); the policy expects "
-                f"{listed(self._observation_names)}"
-            )
+        if isinstance(values, Sized):
+            self.check_not_longer(len(values))
         try:
             return checked_vector(values, self._observation_names)
         except VectorError as error:
             raise InvalidInputError(str(error)) from error
 
-    def ordered_observation(self, values: Mapping[str, float]) -> list[float]:
-        """The observation in contract order from numbers by channel name, shape (S,).
+    def check_not_longer(self, count: int) -> None:
+        """Raises InvalidInputError where an observation has more numbers than channels; before it is converted, for that takes long."""
+        size = len(self._observation_names)
+        if count > size:
+            raise InvalidInputError(
+                f"observation must have shape ({size},), got ({count},); the policy expects {listed(self._observation_names)}"
+            )
+
+    def ordered_observation(self, values: Mapping[str, Value]) -> list[Value]:
+        """The observation in contract order from what is given by channel name, S elements.
 
         Raises:
             InvalidInputError: a channel is missing or unknown.
@@ -145,7 +149,8 @@ class ServedPolicy:
         if missing:
             raise InvalidInputError(f"observation must name every channel, missing {listed(missing)}")
         if len(values) > len(self._observation_names):
-            unknown = [name for name in values if name not in self._observation_names]
+            known = set(self._observation_names)
+            unknown = [name for name in values if name not in known]
             raise InvalidInputError(
                 f"observation names unknown channels {listed(unknown)}; the policy expects "
                 f"{listed(self._observation_names)}"

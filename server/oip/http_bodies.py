@@ -4,61 +4,61 @@ import json
 import zlib
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import BaseModel, FailFast, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
 
 from protos.codec import FloatArray
 from server.errors import InvalidInputError
 from server.oip.messages import InferReply, InferRequest, check_tensor_parameters, timeout_ns
 from server.oip.tensors import DATATYPE, SentTensor, raw, shown
+from server.request_body import Few, RequestBody, told
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 SIZE, BINARY, ALL_BINARY = "binary_data_size", "binary_data", "binary_data_output"
 WINDOW_BITS = {"gzip": 31, "deflate": 15}
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
-ParameterValue = StrictBool | StrictInt | StrictFloat | StrictStr
+Parameters = Annotated[dict[str, StrictBool | StrictInt | StrictFloat | StrictStr], Few]
+NONE: Any = Field(default_factory=dict)
 
 
-class InferInputBody(BaseModel):
+class InferInputBody(RequestBody):
     """One input tensor; its data stands here or, where `binary_data_size` says so, behind the JSON."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: StrictStr
     datatype: Annotated[StrictStr, Field(description=f"{DATATYPE}.")]
-    shape: list[StrictInt]
-    parameters: dict[str, ParameterValue] = {}
+    shape: Annotated[list[StrictInt], FailFast()]
+    parameters: Annotated[Parameters, NONE]
     data: Annotated[list[Any] | None, Field(description="Row-major numbers, flat or nested as the shape says.")] = None
 
 
-class InferRequestedOutputBody(BaseModel):
+class InferRequestedOutputBody(RequestBody):
     """One output that the reply shall hold; with `binary_data` behind its JSON."""
 
-    model_config = ConfigDict(extra="forbid")
-
     name: StrictStr
-    parameters: dict[str, ParameterValue] = {}
+    parameters: Annotated[Parameters, NONE]
 
 
-class InferBody(BaseModel):
+class InferBody(RequestBody):
     """One inference."""
-
-    model_config = ConfigDict(extra="forbid")
 
     id: StrictStr = ""
     parameters: Annotated[
-        dict[str, ParameterValue],
+        Parameters,
+        NONE,
         Field(description="`timeout` in microseconds; `binary_data_output` for outputs behind the JSON."),
-    ] = {}
+    ]
     inputs: Annotated[
         list[InferInputBody],
+        FailFast(),
         Field(
             description="`observation` [rows, channels], and to assess candidates `action` [rows, candidates, channels]."
         ),
     ]
     outputs: Annotated[
-        list[InferRequestedOutputBody], Field(description="Empty: all but the raw samples, action first.")
-    ] = []
+        list[InferRequestedOutputBody],
+        FailFast(),
+        Field(default_factory=list, description="Empty: all but the raw samples, action first."),
+    ]
 
 
 class InferOutputReply(BaseModel):
@@ -150,9 +150,8 @@ def parsed(body: bytes, model: type[Parsed]) -> Parsed:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_input=False, include_context=False)[:8]
-        named = (f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems)
-        raise InvalidInputError("; ".join(named)) from error
+        problems = error.errors(include_url=False, include_input=False, include_context=False)
+        raise InvalidInputError(told(problems)) from error
 
 
 def decompressed(body: bytes, encoding: str, max_bytes: int) -> bytes:

@@ -5,13 +5,14 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, StrictBool, WithJsonSchema
+from pydantic import BaseModel, StrictBool, WithJsonSchema
 
 from server.core import Core
 from server.http_messages import ErrorReply
-from server.oip.http_bodies import HEADER_LENGTH, Exchange, InferBody, InferBodyReply, parsed
+from server.oip.http_bodies import HEADER_LENGTH, NONE, Exchange, InferBody, InferBodyReply, parsed
 from server.oip.inference_service import InferenceService
 from server.oip.messages import ModelConfig, ModelIndex, ModelMetadata, ModelStatisticsReply, ServerMetadata
+from server.request_body import Few, RequestBody
 from server.served_policy import Asking
 
 Route = TypeVar("Route", bound=Callable[..., object])
@@ -28,28 +29,22 @@ ERRORS = {
 }
 
 
-class IndexBody(BaseModel):
+class IndexBody(RequestBody):
     """Which models to list."""
-
-    model_config = ConfigDict(extra="forbid")
 
     ready: StrictBool = False
 
 
-class LoadBody(BaseModel):
+class LoadBody(RequestBody):
     """A policy is loaded as its bundle says: what clients may want to override is refused."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    parameters: Annotated[dict[str, Any], WithJsonSchema({"type": "object", "additionalProperties": False})] = {}
+    parameters: Annotated[dict[str, Any], Few, NONE, WithJsonSchema({"type": "object", "additionalProperties": False})]
 
 
-class UnloadBody(BaseModel):
+class UnloadBody(RequestBody):
     """Clients always send `unload_dependents`; no policy depends on another."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    parameters: dict[Literal["unload_dependents"], StrictBool] = {}
+    parameters: Annotated[dict[Literal["unload_dependents"], StrictBool], Few, NONE]
 
 
 def create_router(service: InferenceService, core: Core, *, max_body_bytes: int) -> APIRouter:
