@@ -20,7 +20,7 @@ def test_a_row_becomes_the_message_that_its_fields_would(runtime, detail):
     template = DecisionTemplate(layout)
     rng = np.random.default_rng(0)
     for row in (np.zeros(layout.width, np.float32), *rng.normal(size=(20, layout.width)).astype(np.float32)):
-        decision = Decision(row=row, layout=layout, selected=None, queue_ns=0, inference_ns=0)
+        decision = Decision(row=row, layout=layout, selected=None, queue_ns=0, inference_ns=0, own_ns=0)
         expected = pb.Decision(
             action=decision.action.tolist(),
             summary=None if decision.summary is None else summary_to_proto(decision.summary),
