@@ -168,7 +168,7 @@ class ServeGrowth:
     runs: int = 300
     """Timed calls of each client at each size."""
     rate: float = 10.0
-    """Of every robot, in Hz: 64 of them must be within what two cores can answer and ask."""
+    """Of every robot where they are many, in Hz; 64 of them must be within what the cores can ask and answer."""
     figure: Path | None = None
     """Also draw the curves to FIGURE.svg and FIGURE.png."""
     json: bool = False

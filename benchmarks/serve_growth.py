@@ -19,6 +19,8 @@ from benchmarks.timing import Timing, machine, summarise
 REFERENCE = {"robots": 1, "samples": 32, "hidden": 256}
 AXES = {"robots": (1, 2, 4, 8, 16, 32, 64), "samples": (8, 16, 32, 64, 128), "hidden": (64, 128, 256, 512, 1024)}
 ENV = "Walker2d-v5"
+ONE_ROBOT_HZ = 100.0
+"""Rate of the one robot that asks growing policies."""
 
 
 def measure(*, runs: int, rate_hz: float) -> tuple[list[Timing], dict[str, float], dict[str, Any]]:
@@ -26,7 +28,7 @@ def measure(*, runs: int, rate_hz: float) -> tuple[list[Timing], dict[str, float
 
     Args:
         runs: timed calls of each client at each size.
-        rate_hz: of every robot.
+        rate_hz: of every robot where they are many.
 
     Returns:
         Timings keyed `axis_size_control` and `axis_size_infer`; the share of late ticks by `robots_size`; the setting.
@@ -39,8 +41,12 @@ def measure(*, runs: int, rate_hz: float) -> tuple[list[Timing], dict[str, float
         progress = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
         bundles = _bundles(scratch, progress)
         timings, late = _robots(bundles["samples", REFERENCE["samples"]], scratch, progress, runs=runs, rate_hz=rate_hz)
-        timings += _policies(bundles, scratch, progress, runs=runs, rate_hz=rate_hz)
-    return timings, late, {**REFERENCE, "env": ENV, "rate_hz": rate_hz, "runs": runs, **machine()}
+        timings += _policies(bundles, scratch, progress, runs=runs)
+    return (
+        timings,
+        late,
+        {**REFERENCE, "env": ENV, "rate_hz": rate_hz, "one_robot_hz": ONE_ROBOT_HZ, "runs": runs, **machine()},
+    )
 
 
 def _bundles(scratch: Path, progress: Progress) -> dict[tuple[str, int], Path]:
@@ -82,9 +88,7 @@ def _robots(
     return timings, late
 
 
-def _policies(
-    bundles: Mapping[tuple[str, int], Path], scratch: Path, progress: Progress, *, runs: int, rate_hz: float
-) -> list[Timing]:
+def _policies(bundles: Mapping[tuple[str, int], Path], scratch: Path, progress: Progress, *, runs: int) -> list[Timing]:
     subjects = []
     with ExitStack() as stack:
         for (axis, size), bundle in bundles.items():
@@ -99,7 +103,7 @@ def _policies(
                         server_pid=server.pid,
                     )
                 )
-        calls = in_turn(subjects, runs=runs, period_s=1 / rate_hz, left_out={}, progress=progress)
+        calls = in_turn(subjects, runs=runs, period_s=1 / ONE_ROBOT_HZ, left_out={}, progress=progress)
     return [summarise(subject.key, subject.name, calls[subject.key][0].durations_s) for subject in subjects]
 
 

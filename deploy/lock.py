@@ -18,7 +18,8 @@ def main() -> None:
         venv.create(directory, with_pip=True)
         pip = [str(Path(directory) / "bin" / "pip"), "--disable-pip-version-check"]
         subprocess.run(
-            [*pip, "install", "--quiet", TORCH, f"{project}[train,serve,robot,tracing,bench,experiment,ray,dev]"], check=True
+            [*pip, "install", "--quiet", TORCH, f"{project}[train,serve,robot,tracing,bench,experiment,ray,dev]"],
+            check=True,
         )
         frozen = subprocess.run(
             [*pip, "freeze", "--exclude", "dst-policy-server"], check=True, capture_output=True, text=True

@@ -137,8 +137,9 @@ class ControlSession:
                 received = self._checked(request.observation, received_ns)
                 if self._at_once and not self._inbox and not self._answering.locked():
                     async with self._answering:
-                        await self._answer(received, write)
+                        await self._answer(received, write, report=True)
                     continue
+                self._report(request.observation)
                 self._inbox.append(received)
                 self._arrived.set()
                 # The answer is begun before the next read is.
@@ -159,14 +160,16 @@ class ControlSession:
             self._newest = observation.tick
         except InvalidInputError as error:
             refusal = error
-        if observation.HasField("status"):
-            late = self._live.report(observation.status)
-            if late:
-                self._telemetry.late_ticks(self._name, late)
         promised = refusal is None and self._meter is not None and self._meter.within(received_ns)
         return _Received(
             observation=observation, received_ns=received_ns, vector=vector, promised=promised, refusal=refusal
         )
+
+    def _report(self, observation: pb.Observation) -> None:
+        if observation.HasField("status"):
+            late = self._live.report(observation.status)
+            if late:
+                self._telemetry.late_ticks(self._name, late)
 
     def _check_times(self, observation: pb.Observation) -> None:
         if observation.tick <= self._last_tick:
@@ -204,17 +207,23 @@ class ControlSession:
                 self._room.set()
                 await self._answer(received, write)
 
-    async def _answer(self, received: _Received, write: Write) -> None:
+    async def _answer(self, received: _Received, write: Write, *, report: bool = False) -> None:
+        """`report`: what the robot says of itself was not taken in yet."""
         try:
             decision = await self._decide(received)
         except NotReadyError:
             raise
         except ServingError as refusal:
-            await write(self._refusal(received, refusal))
+            response = self._refusal(received, refusal)
+            await write(response)
+            if report:
+                self._report(received.observation)
         else:
             response = self._response(received, decision)
             await write(response)
-            # The robot has its answer; what is counted need not keep it waiting.
+            # The robot has its answer; what people look at need not keep it waiting.
+            if report:
+                self._report(received.observation)
             self._count(received, decision, response.decision.replied_ns)
 
     async def _decide(self, received: _Received) -> Decision:
@@ -249,8 +258,9 @@ class ControlSession:
     def _count(self, received: _Received, decision: Decision, replied_ns: int) -> None:
         self._live.record(received.observation.tick, decision, received.received_ns)
         self._admission.decided(decision.own_ns)
-        if decision.summary is not None:
-            self._telemetry.uncertainty(self._name, decision.summary)
+        signals = decision.signals
+        if signals is not None:
+            self._telemetry.uncertainty(self._name, signals)
         self._telemetry.decided(
             self._name,
             "control",

@@ -76,8 +76,9 @@ class NativeService(policy_pb2_grpc.PolicyServiceServicer):
             decision = await policy.decide(observation, detail, asking, selection=selection)
         except ServingError as error:
             await self._refuse(context, manifest.name, "act", error)
-        if decision.summary is not None:
-            self._telemetry.uncertainty(manifest.name, decision.summary)
+        signals = decision.signals
+        if signals is not None:
+            self._telemetry.uncertainty(manifest.name, signals)
         self._count(manifest.name, "act", asking, decision)
         response = pb.ActResponse(
             policy=manifest.name,

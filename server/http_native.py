@@ -86,8 +86,9 @@ def native_routes(core: Core, telemetry: Telemetry) -> APIRouter:
         except ServingError as error:
             count_refusal(name, "http", error)
             raise
-        if decision.summary is not None:
-            telemetry.uncertainty(name, decision.summary)
+        signals = decision.signals
+        if signals is not None:
+            telemetry.uncertainty(name, signals)
         count(name, "http", asking, decision)
         return act_reply(policy, decision)
 

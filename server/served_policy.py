@@ -35,6 +35,15 @@ class Asking(NamedTuple):
     """Within a rate that was granted."""
 
 
+class Signals(NamedTuple):
+    """What a decision says of its own uncertainty in single numbers, as `Summary` has them."""
+
+    return_cvar: float
+    return_below_threshold: float
+    critic_disagreement: float
+    data_distance: float
+
+
 class Decision(NamedTuple):
     """The answer to one observation."""
 
@@ -60,6 +69,14 @@ class Decision(NamedTuple):
     def summary(self) -> Summary | None:
         """Summary of the joint law of return and action gradient, unless `Detail.NONE` was asked."""
         return summary_of(self.layout.split(self.row)) if "return_mean" in self.layout.places else None
+
+    @property
+    def signals(self) -> Signals | None:
+        """The single numbers of the summary, without the rest of it."""
+        places = self.layout.places
+        if "return_mean" not in places:
+            return None
+        return Signals(*(float(self.row[places[name].start]) for name in Signals._fields))
 
     @property
     def samples(self) -> Samples | None:

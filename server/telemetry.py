@@ -15,6 +15,7 @@ from prometheus_client.utils import floatToGoString
 
 from protos.codec import Summary
 from server.manifest import Manifest
+from server.served_policy import Signals
 from server.tracing import Tracing
 
 Method = Literal["control", "act", "assess", "http", "infer"]
@@ -147,7 +148,7 @@ class Telemetry:
         """Counts one observation that got no decision."""
         self._method(policy, method).statuses[status] += 1
 
-    def uncertainty(self, policy: str, summary: Summary) -> None:
+    def uncertainty(self, policy: str, summary: Summary | Signals) -> None:
         """Counts what one decision stated of its own uncertainty."""
         numbers = self._policies[policy]
         if numbers.critic_disagreement_threshold is not None:
