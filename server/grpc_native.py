@@ -251,6 +251,8 @@ class NativeServer:
                 ("grpc.max_receive_message_length", max_message_bytes),
                 # Two servers on one port share its robots at random.
                 ("grpc.so_reuseport", int(share_port)),
+                # What a client may have under way on a stream stays small, however fast it sends and whether or not it reads.
+                ("grpc.http2.bdp_probe", 0),
                 # A robot that lost its network is noticed within 15 s; robots may ask as often in turn.
                 ("grpc.keepalive_time_ms", 10_000),
                 ("grpc.keepalive_timeout_ms", 5_000),
