@@ -256,6 +256,7 @@ class NativeServer:
                 # A robot that lost its network is noticed within 15 s; robots may ask as often in turn.
                 ("grpc.keepalive_time_ms", 10_000),
                 ("grpc.keepalive_timeout_ms", 5_000),
+                ("grpc.http2.ping_timeout_ms", 5_000),  # else a minute, whatever the line above says
                 ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
             ],
             interceptors=interceptors,
