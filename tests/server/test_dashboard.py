@@ -204,6 +204,11 @@ def pixels_of_opacity(card: Any, chart: str, opacity: float) -> int:
     )
 
 
+def drawn(ticks: int) -> re.Pattern[str]:
+    """How many points so many ticks are: one more for each pause of half a second, drawn as a gap; a busy machine may make some."""
+    return re.compile("|".join(f"^{ticks + gaps}$" for gaps in range(4)))
+
+
 def test_charts_get_new_points_while_the_robot_moves(server: Server, visit: Callable[..., Visit]) -> None:
     with Robot(server.grpc) as robot:
         seen = visit(server.url)
@@ -212,7 +217,7 @@ def test_charts_get_new_points_while_the_robot_moves(server: Server, visit: Call
             seen.drive(robot, 20)
             expect(card).to_have_attribute("data-ticks", str(robot.ticks), timeout=PATIENCE_MS)
             for plot in card.locator(".plot").all():
-                expect(plot).to_have_attribute("data-points", str(robot.ticks), timeout=PATIENCE_MS)
+                expect(plot).to_have_attribute("data-points", drawn(robot.ticks), timeout=PATIENCE_MS)
         assert card.locator("[data-chart]").count() == 5
 
 
@@ -246,7 +251,7 @@ def test_return_fan_is_drawn_with_one_band_per_pair_of_quantiles(server: Server,
         card = card_of(seen, robot)
         expect(card).to_have_attribute("data-ticks", "120", timeout=PATIENCE_MS)
         expect(card.locator('[data-chart="gradient"] .plot')).to_have_attribute(
-            "data-points", "120", timeout=PATIENCE_MS
+            "data-points", drawn(120), timeout=PATIENCE_MS
         )
         levels = robot.description.return_quantile_levels
         assert len(levels) >= 3
@@ -349,7 +354,7 @@ def test_calibrated_fan_is_the_corrected_one_and_says_what_it_held(server: Serve
         card = card_of(seen, robot)
         expect(card).to_have_attribute("data-ticks", "20", timeout=PATIENCE_MS)
         fan = card.locator('[data-chart="return"]')
-        expect(fan.locator(".plot")).to_have_attribute("data-points", "20", timeout=PATIENCE_MS)
+        expect(fan.locator(".plot")).to_have_attribute("data-points", drawn(20), timeout=PATIENCE_MS)
         expect(fan.locator('[data-field="tag"]')).to_have_text("corrected")
         expect(fan.locator('[data-field="hint"]')).to_contain_text(
             "on 30 fresh simulated episodes its middle 80 % held 81 % on average; at one moment it may be too narrow."
