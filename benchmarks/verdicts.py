@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.robots import Load
@@ -82,24 +83,16 @@ def show_verdicts(found: Sequence[Verdict]) -> None:
 def show_loads(loads: Mapping[str, Load], *, robots: int, rate_hz: float) -> None:
     """Print a table for people."""
     table = Table(title=f"{robots} robots at {rate_hz:g} Hz each", title_justify="left")
-    for column in (
-        "",
-        "late [%]",
-        "p50 [us]",
-        "p99 [us]",
-        "requests per core and second",
-        "MB: before",
-        "early",
-        "end",
-    ):
-        table.add_column(column, justify="right" if column else "left")
+    table.add_column("", no_wrap=True)
+    for column in ("late [%]", "p50 [ms]", "p99 [ms]", "per core [1/s]", "MB before", "early", "end"):
+        table.add_column(escape(column), justify="right")
     for key, load in loads.items():
         found = load.numbers()
         table.add_row(
             key,
             f"{100 * found['late_share']:.2f}",
-            f"{found['p50_us']:.4g}",
-            f"{found['p99_us']:.4g}",
+            f"{found['p50_us'] / 1000:.2f}",
+            f"{found['p99_us'] / 1000:.2f}",
             f"{found['requests_per_core_s']:.0f}",
             *(f"{found[f'resident_{when}_mb']:.0f}" for when in ("start", "early", "end")),
         )
