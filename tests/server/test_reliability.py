@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import queue
 import signal
@@ -9,18 +10,22 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+import httpx
 import numpy as np
+import psutil
 import pytest
 
 from protos import open_inference_pb2 as oip
 from protos import policy_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from protos.policy_pb2_grpc import PolicyServiceStub
+from server.live import MAX_SESSIONS
 from server.runtime import Runtime
-from tests.server.process import ROOT
+from tests.server.process import ANYWHERE, ROOT, Process
 from tests.server.running import PATIENCE_S, SECOND, Robot, Running, decided, eventually
 
 OBSERVATION = [0.1, 0.2, 0.3]
@@ -131,7 +136,8 @@ def kept_sending(address, sent, stopped, **opening):
             sent.append(tick)
             yield observation(tick)
 
-    channel = grpc.insecure_channel(address, OWN_CONNECTION)
+    # Without its probing a client takes in little that it does not read.
+    channel = grpc.insecure_channel(address, [*OWN_CONNECTION, ("grpc.http2.bdp_probe", 0)])
     return channel, PolicyServiceStub(channel).Control(requests(), timeout=LONG_S)
 
 
@@ -230,10 +236,9 @@ def leave(robot, way):
     robot.channel.close()
 
 
-@pytest.mark.parametrize("times", [100, pytest.param(1000, marks=pytest.mark.slow)])
-def test_connects_and_disconnects_leave_nothing_behind(loaded, runtime, times):
+def test_a_thousand_connects_and_disconnects_leave_nothing_behind(loaded, runtime):
     with Running.of(loaded) as running, undisturbed(running, runtime):
-        for number in range(times):
+        for number in range(1000):
             robot = Robot(running.grpc, robot=f"guest-{number}", rate_hz=1.0, latency_ms=500.0)
             robot.observe(0)
             assert robot.answer().status == pb.DECISION_STATUS_OK
@@ -269,3 +274,89 @@ def _infers():
     request = oip.ModelInferRequest(model_name="reacher", raw_input_contents=[np.float32(OBSERVATION).tobytes()])
     request.inputs.add(name="observation", datatype="FP32", shape=[1, 3])
     return itertools.repeat(request, 10_000)
+
+
+def until_the_end(ask, answered):
+    """Asks again and again until the server is gone; how it ended."""
+    try:
+        while True:
+            ask()
+            answered.append(1)
+    except (grpc.RpcError, httpx.HTTPError, StopIteration) as end:
+        return end
+
+
+def test_sigterm_under_load_answers_what_was_begun_and_tells_everyone_else(bundle, runtime):
+    expected = decided(runtime, OBSERVATION)
+    with Process(bundle, *ANYWHERE) as server, contextlib.ExitStack() as closing:
+        channel = closing.enter_context(grpc.insecure_channel(server.grpc))
+        robots = [closing.enter_context(Robot(server.grpc)) for _ in range(4)]
+        client = closing.enter_context(httpx.Client(base_url=server.http, timeout=PATIENCE_S))
+
+        def tick(robot, ticks):
+            number = next(ticks)
+            robot.observe(number, OBSERVATION)
+            answer = robot.answer()
+            assert (answer.tick, answer.status) == (number, pb.DECISION_STATUS_OK)
+            assert list(answer.decision.action) == expected
+
+        def act():
+            request = pb.ActRequest(observation=OBSERVATION)
+            response = PolicyServiceStub(channel).Act(request, timeout=PATIENCE_S)
+            assert list(response.decision.action) == expected
+
+        def post():
+            reply = client.post("/v1/policies/reacher/act", json={"observation": OBSERVATION})
+            if reply.status_code == 503:
+                assert reply.json() == {"error": "server is shutting down"}
+                raise httpx.HTTPError("refused")
+            assert reply.json()["action"] == expected
+
+        asks = [functools.partial(tick, robot, itertools.count()) for robot in robots]
+        asks += [act, act, post]
+        counts = [[] for _ in asks]
+        with ThreadPoolExecutor(len(asks)) as pool:
+            ends = [pool.submit(until_the_end, ask, count) for ask, count in zip(asks, counts, strict=True)]
+            eventually(lambda: all(len(count) >= 20 for count in counts), "all are being answered")
+            assert server.stop() == 0
+            for end in (ends[index].result(PATIENCE_S) for index in range(len(robots) + 2)):
+                assert end.code() is grpc.StatusCode.UNAVAILABLE, end
+            # A session is told why; a call may also find that nobody listens any more.
+            assert {end.result().details() for end in ends[: len(robots)]} == {"server is shutting down"}
+            assert isinstance(ends[-1].result(PATIENCE_S), httpx.HTTPError)
+        assert "Traceback" not in server.stderr
+        assert "never retrieved" not in server.stderr
+
+
+def held(process):
+    """Memory in MB, threads and files of a server."""
+    return process.memory_info().rss / 1e6, process.num_threads(), process.num_fds()
+
+
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_guests_who_come_and_go_and_one_who_never_stops_sending_cost_no_memory(bundle, rounds):
+    """What is kept for a while, as the last minute of each of so many sessions, is full after the first of them."""
+    with Process(bundle, *ANYWHERE) as server:
+        process = psutil.Process(server.process.pid)
+
+        def guests(times):
+            sent, stopped = [], threading.Event()
+            channel, eager = kept_sending(server.grpc, sent, stopped, robot="eager")
+            reading = threading.Thread(target=lambda: list(eager))
+            reading.start()
+            for number in range(times):
+                robot = Robot(server.grpc, rate_hz=1.0, latency_ms=500.0)
+                robot.observe(0)
+                assert robot.answer().status == pb.DECISION_STATUS_OK
+                leave(robot, number % 4)
+            stopped.set()
+            reading.join(PATIENCE_S)
+            channel.close()
+
+        guests(MAX_SESSIONS + 10)
+        memory, threads, files = held(process)
+        for _ in range(rounds):
+            guests(MAX_SESSIONS)
+        eventually(lambda: held(process)[2] <= files, "all connections were closed")
+        assert held(process)[0] <= memory + 20
+        assert held(process)[1] <= threads + 4  # gRPC keeps a few for a while
