@@ -108,7 +108,7 @@ def export(config: ExportConfig, *, progress: Progress | None = None) -> dict[st
     law = served_law(run, samples=config.samples, return_threshold=config.return_threshold)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     calibration = None if config.uncalibrated else _calibration(config.run, run, law, progress)
-    correction = None if calibration is None else Correction(calibration.positions)
+    correction = None if calibration is None else Correction(calibration.positions, floor=calibration.std_floor)
     outputs = Outputs(correction=correction, observation_gradient=config.observation_gradient)
     with tempfile.TemporaryDirectory(dir=config.out.parent, prefix=".export-") as scratch:
         directory = Path(scratch) / "bundle"

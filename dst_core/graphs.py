@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dst_core.actor import Actor
 from dst_core.baked_critic import BakedCritic
-from dst_core.calibration.conformal import STD_FLOOR, on_curve
+from dst_core.calibration.conformal import on_curve
 from dst_core.critic import GenerativeCritic
 from dst_core.data_distance import DataDistance
 from dst_core.summary import RETURN_LEVELS, Summarise, Summary
@@ -65,21 +65,25 @@ class Correction(nn.Module):
 
     Args:
         positions: (Q,) ascending, on the predicted quantile curve.
+        floor: `dst_core.calibration.conformal.std_floor`; a constant of the graph.
         levels: (Q,) ascending.
     """
 
     weights: Tensor
     beyond: Tensor
 
-    def __init__(self, positions: tuple[float, ...], levels: tuple[float, ...] = RETURN_LEVELS) -> None:
+    def __init__(
+        self, positions: tuple[float, ...], *, floor: float, levels: tuple[float, ...] = RETURN_LEVELS
+    ) -> None:
         super().__init__()
+        self.floor = floor
         weights, beyond = on_curve(np.asarray(positions), levels)
         self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32))
         self.register_buffer("beyond", torch.tensor(beyond, dtype=torch.float32))
 
     def forward(self, raw: Tensor, std: Tensor) -> Tensor:
         """The curve through the raw quantiles (B, Q) at the positions; sorted, lest rounding cross two."""
-        moved = raw @ self.weights + self.beyond * std.clamp_min(STD_FLOOR).unsqueeze(1)
+        moved = raw @ self.weights + self.beyond * std.clamp_min(self.floor).unsqueeze(1)
         return moved.topk(len(self.beyond), dim=1, largest=False, sorted=True).values
 
 

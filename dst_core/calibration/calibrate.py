@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from dst_core.calibration.by_episode import draw_ticks, mean_and_std, renumbered
-from dst_core.calibration.conformal import Numbers, corrected, positions, require_episodes
+from dst_core.calibration.conformal import Numbers, corrected, positions, require_episodes, std_floor
 from dst_core.calibration.forecasts import Forecasts, forecasts
 from dst_core.calibration.result import Calibration, CalibrationConfig, Energy, Scores
-from dst_core.calibration.rollouts import FIRST_CALIBRATION_SEED, FIRST_TEST_SEED, Ticks, roll_out
+from dst_core.calibration.rollouts import FIRST_CALIBRATION_SEED, FIRST_SCALE_SEED, FIRST_TEST_SEED, Ticks, roll_out
 from dst_core.calibration.scores import central_columns, energy_score, ensemble_crps, pit_histogram, score
 from dst_core.calibration.thresholds import require_false_alarm_rate, threshold, ticks_without_a_fall
 from dst_core.calibration.warning import warnings
@@ -27,6 +27,7 @@ from dst_core.summary import RETURN_LEVELS
 from dst_core.world_models.point_mass import simulator_of, true_joint_samples
 from sim_bridge.tasks import TaskError, make_task
 
+SCALE_EPISODES = 20
 ENERGY_TICKS = 48
 ENERGY_SAMPLES = 32
 TRUE_TICKS_AT_ONCE = 4  # a whole episode of every sample is kept for its gradient
@@ -55,19 +56,26 @@ def calibrate(run: Run, law: UncertaintyGraph, config: CalibrationConfig, *, pro
     progress.console.print(
         f"{config.episodes} episodes to calibrate on, {config.test_episodes} to test on", highlight=False
     )
-    held_out, test = (
+    scale, held_out, test = (
         _episodes(run, range(first, first + count), horizon=horizon, progress=progress, title=title)
         for first, count, title in (
+            (FIRST_SCALE_SEED, SCALE_EPISODES, "episodes for the scale"),
             (FIRST_CALIBRATION_SEED, config.episodes, "calibration episodes"),
             (FIRST_TEST_SEED, config.test_episodes, "test episodes"),
         )
     )
     predicted, said = forecasts(law, held_out), forecasts(law, test)
     samples = said.return_samples.shape[1]
+    floor = std_floor(scale.realised, scale.episode)
     found = positions(
-        held_out.realised, predicted.return_quantiles_raw, predicted.return_std, held_out.episode, RETURN_LEVELS
+        held_out.realised,
+        predicted.return_quantiles_raw,
+        predicted.return_std,
+        held_out.episode,
+        RETURN_LEVELS,
+        floor=floor,
     )
-    moved = corrected(said.return_quantiles_raw, said.return_std, found, RETURN_LEVELS)
+    moved = corrected(said.return_quantiles_raw, said.return_std, found, RETURN_LEVELS, floor=floor)
 
     def scores(quantiles: Numbers, mean: Numbers | None) -> Scores:
         return score(
@@ -109,6 +117,7 @@ def calibrate(run: Run, law: UncertaintyGraph, config: CalibrationConfig, *, pro
         test_ticks=len(test.realised),
         quantile_levels=RETURN_LEVELS,
         positions=tuple(found.tolist()),
+        std_floor=floor,
         levels=tuple(config.levels),
         raw=scores(said.return_quantiles_raw, said.return_mean),
         corrected=scores(moved, None),

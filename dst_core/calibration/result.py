@@ -14,7 +14,7 @@ from dst_core.checkpoint import write_json
 from dst_core.errors import CalibrationError
 
 CALIBRATION_FILE = "calibration.json"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +130,8 @@ class Calibration:
     """Q"""
     positions: tuple[float, ...]
     """Q, of the corrected quantiles on the predicted quantile curve, see `conformal`."""
+    std_floor: float
+    """Least predicted standard deviation that the positions beyond the outermost quantiles count in, in units of reward."""
     levels: tuple[float, ...]
     """L"""
     raw: Scores
@@ -166,6 +168,8 @@ class Calibration:
             found: Scores = getattr(self, name)
             self._require_length(f"{name}.coverage", found.coverage, "levels")
             self._require_length(f"{name}.width", found.width, "levels")
+        if self.std_floor <= 0:
+            raise CalibrationError(f"std_floor must be above 0, got {self.std_floor}")
         for name in ("critic_disagreement", "data_distance"):
             mark: Threshold = getattr(self, name)
             if mark.value < 0:

@@ -15,6 +15,7 @@ from dst_core.errors import CalibrationError
 from sim_bridge.tasks import make_task
 from sim_bridge.tasks.perturbations import Environment, task_name
 
+FIRST_SCALE_SEED = 2_104_000_000
 FIRST_CALIBRATION_SEED = 2_105_000_000
 FIRST_TEST_SEED = 2_110_000_000
 NEGLECTED = 0.005

@@ -1,11 +1,14 @@
 """dst-export: the graphs say what torch says, and only whole, finished runs become bundles."""
 
+import dataclasses
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +32,7 @@ from dst_core.served_law import fingerprint, served_law
 from dst_core.summary import RETURN_LEVELS, Summarise, Summary
 from dst_core.train import train
 
-SMALL = CalibrationConfig(episodes=40, test_episodes=4, false_alarm_rate=0.05)
+SMALL = CalibrationConfig(episodes=40, test_episodes=15, false_alarm_rate=0.05, failure_horizon_s=0.12)
 AXES = {"observation": (BATCH,), "action": (BATCH, CANDIDATES)}
 
 
@@ -63,7 +66,7 @@ def bundle(run: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def pendulum(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of short episodes, calibrated."""
+    """A run of short episodes, all of which end in a fall, calibrated."""
     out = tmp_path_factory.mktemp("train") / "run"
     train(
         TrainConfig(
@@ -145,9 +148,10 @@ def test_corrected_quantiles_are_those_of_the_manifests_positions(calibrated: Pa
     calibration = json.loads((calibrated / "manifest.json").read_text())["calibration"]
     observation = np.random.default_rng(3).normal(size=(7, 4)).astype(np.float32)
     found = outputs(calibrated, "policy.onnx", observation=observation)
-    truth = corrected(
-        found["return_quantiles_raw"], found["return_std"], np.asarray(calibration["positions"]), RETURN_LEVELS
-    )
+    card = json.loads((calibrated / "card.json").read_text())["calibration"]
+    assert card["positions"] == calibration["positions"]
+    raw, std, places = found["return_quantiles_raw"], found["return_std"], np.asarray(card["positions"])
+    truth = corrected(raw, std, places, RETURN_LEVELS, floor=card["std_floor"])
     np.testing.assert_allclose(found["return_quantiles_corrected"], truth, rtol=1e-5, atol=1e-5)
 
 
@@ -164,12 +168,46 @@ def test_calibrated_bundle_holds_card_and_figures(calibrated: Path, pendulum: Pa
         "README.md",
         "card.json",
         "calibration.svg",
+        "warning.svg",
     }
-    assert set(manifest["files"]) == expected | ({"warning.svg"} if kept.warnings else set())
+    assert set(manifest["files"]) == expected
     assert manifest["uncertainty"]["observation_gradient"] is True
     assert manifest["uncertainty"]["return_threshold"] == 3.5
     assert manifest["uncertainty"]["reference_observations"] == 80
     assert "Not calibrated" not in (calibrated / "README.md").read_text()
+
+
+def shown(bundle: Path) -> set[str]:
+    """Pictures that the card shows."""
+    return set(re.findall(r"!\[[^]]+\]\(([^)]+)\)", (bundle / "README.md").read_text()))
+
+
+def test_bundle_of_a_policy_that_falls_holds_its_warning_figure_hashed_and_shown(
+    calibrated: Path, pendulum: Path
+) -> None:
+    kept = Calibration.read(pendulum)
+    assert kept is not None
+    assert kept.falls == SMALL.test_episodes
+    assert {path.name for path in calibrated.glob("*.svg")} == {"calibration.svg", "warning.svg"} == shown(calibrated)
+    figure = (calibrated / "warning.svg").read_bytes()
+    assert json.loads((calibrated / "manifest.json").read_text())["files"]["warning.svg"] == sha256(figure).hexdigest()
+    curves = json.loads((calibrated / "card.json").read_text())["calibration"]["warnings"]
+    assert [curve["signal"] for curve in curves] == [warning.signal for warning in kept.warnings]
+    assert len(curves) == 5
+    card = (calibrated / "README.md").read_text()
+    for warning in kept.warnings:
+        assert f"| `{warning.signal}` | {warning.auc.value:.2f} (" in card
+
+
+def test_bundle_without_falls_neither_holds_nor_shows_a_warning_figure(pendulum: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pendulum, run)
+    kept = Calibration.read(run)
+    assert kept is not None
+    dataclasses.replace(kept, warnings=(), no_warnings="0 of 15 test episodes fell").write(run)
+    manifest = export(ExportConfig(run=run, out=tmp_path / "bundle", samples=8))
+    assert "warning.svg" not in manifest["files"]
+    assert shown(tmp_path / "bundle") == {"calibration.svg"}
 
 
 def test_calibration_of_this_law_is_taken_and_one_of_another_law_is_made_anew_as_thoroughly(

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from dst_core.actor import Actor
+from dst_core.calibration.conformal import corrected
 from dst_core.critic import CRITICS, GenerativeCritic, LayerTwoNoiseCritic, NoiseEntry
 from dst_core.graphs import (
     BATCH,
@@ -24,12 +25,13 @@ from dst_core.graphs import (
 )
 from dst_core.networks import ActionScale, Standardiser
 from dst_core.parity import autograd_gradients, check_graph
-from dst_core.summary import Summarise
+from dst_core.summary import RETURN_LEVELS, Summarise
 from tests.dst_core.test_summary import plain
 
 S, A, N = 5, 3, 12
 THRESHOLD = 0.1
 OFFSETS = (-0.3, 0.2, -0.1, 0.0, 0.1, 0.0, 0.3, -0.2, 0.1)
+FLOOR = 1e-3
 FREE = {"observation": (BATCH,), "action": (BATCH, CANDIDATES)}
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -120,7 +122,7 @@ def exported(
     """Both graphs, calibrated and with the gradient by the observation."""
     actor, critic = make_actor_and_critic(request.param, hidden=64)
     law = law_of(critic)
-    outputs = Outputs(correction=Correction(OFFSETS), observation_gradient=True)
+    outputs = Outputs(correction=Correction(OFFSETS, floor=FLOOR), observation_gradient=True)
     observation, candidates = questions(critic, 8)
     directory = tmp_path_factory.mktemp("graphs")
     inputs = {"observation": observation, "action": candidates}
@@ -133,6 +135,20 @@ def exported(
         export_graph(graph.eval(), given, names, directory / name, axes=axes)
         check_graph(directory / name, graph, given, names, threshold=THRESHOLD)
     return directory, law, outputs
+
+
+@pytest.mark.parametrize("floor", [1e-6, 0.03])
+def test_collapsed_law_is_corrected_in_the_graph_as_in_numpy(tmp_path: Path, floor: float) -> None:
+    """Certain of one return, at every tick or at some; the graph counts in float32."""
+    error = np.array([-30.0, -20.0, -10.0, -5.0, 0.0, 5.0, 10.0, 20.0, 30.0])
+    places = np.asarray(RETURN_LEVELS) + error / floor
+    raw, std = torch.full((3, 9), 500.0), torch.tensor([0.0, floor / 2, 2 * floor])
+    inputs = {"raw": raw, "std": std}
+    export_graph(Correction(tuple(places), floor=floor), inputs, ["corrected"], tmp_path / "correction.onnx")
+    found = run(tmp_path / "correction.onnx", **inputs)["corrected"]
+    truth = corrected(raw.double().numpy(), std.double().numpy(), places, RETURN_LEVELS, floor=floor)
+    np.testing.assert_allclose(found, truth, rtol=1e-6)
+    np.testing.assert_allclose(found[0], 500 + error, rtol=1e-6, atol=floor)
 
 
 def run(path: Path, *, threads: int = 1, **inputs: torch.Tensor) -> Arrays:

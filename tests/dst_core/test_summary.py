@@ -97,19 +97,21 @@ def test_gradients_of_one_direction_have_resultant_length_one_and_opposed_or_van
 @given(
     positions=st.lists(st.floats(-1e3, 1e3, width=32), min_size=9, max_size=9),
     std=st.sampled_from([0.0, 1e-7, 0.3, 1e4]),
+    floor=st.sampled_from([1e-6, 0.03, 1e3]),
     seed=st.integers(0, 2**31),
 )
 def test_corrected_quantiles_are_numpys_and_never_cross_whatever_the_positions(
-    positions: list[float], std: float, seed: int
+    positions: list[float], std: float, floor: float, seed: int
 ) -> None:
     raw = torch.randn(5, 9, generator=torch.Generator().manual_seed(seed)).sort(1).values
     spread = torch.full((5,), std)
-    found = Correction(tuple(positions))(raw, spread).numpy()
+    found = Correction(tuple(positions), floor=floor)(raw, spread).numpy()
     assert (np.diff(found, axis=1) >= 0).all()
-    truth = corrected(raw.double().numpy(), spread.double().numpy(), np.asarray(positions), RETURN_LEVELS)
-    np.testing.assert_allclose(found, truth, rtol=1e-5, atol=1e-5 * max(1.0, std))
+    places = np.asarray(positions)
+    truth = corrected(raw.double().numpy(), spread.double().numpy(), places, RETURN_LEVELS, floor=floor)
+    np.testing.assert_allclose(found, truth, rtol=1e-5, atol=1e-5 * max(1.0, std, floor))
 
 
 def test_positions_at_the_levels_correct_nothing() -> None:
     raw = torch.arange(9.0).unsqueeze(0)
-    torch.testing.assert_close(Correction(RETURN_LEVELS)(raw, torch.tensor([2.0])), raw)
+    torch.testing.assert_close(Correction(RETURN_LEVELS, floor=1e-3)(raw, torch.tensor([2.0])), raw)

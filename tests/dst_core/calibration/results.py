@@ -32,6 +32,7 @@ def made_up_calibration() -> Calibration:
         test_ticks=15_000,
         quantile_levels=(0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975),
         positions=(-1.0, -0.75, -0.5, -0.25, 0.0, 0.25, 0.5, 0.75, 1.0),
+        std_floor=0.03,
         levels=(0.5, 0.8, 0.9, 0.95),
         raw=scores(-0.1),
         corrected=scores(0.005, "median"),

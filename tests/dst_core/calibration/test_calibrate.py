@@ -17,10 +17,10 @@ from dst_core.agent_config import AgentConfig
 from dst_core.calibration.app import main
 from dst_core.calibration.by_episode import renumbered
 from dst_core.calibration.calibrate import calibrate
-from dst_core.calibration.conformal import bound_above, corrected
+from dst_core.calibration.conformal import bound_above, corrected, std_floor
 from dst_core.calibration.forecasts import forecasts
 from dst_core.calibration.result import CALIBRATION_FILE, Calibration, CalibrationConfig
-from dst_core.calibration.rollouts import FIRST_CALIBRATION_SEED, FIRST_TEST_SEED, roll_out
+from dst_core.calibration.rollouts import FIRST_CALIBRATION_SEED, FIRST_SCALE_SEED, FIRST_TEST_SEED, Ticks, roll_out
 from dst_core.config import TrainConfig
 from dst_core.errors import CalibrationError
 from dst_core.presets import preset_of
@@ -78,18 +78,23 @@ def test_what_is_found_is_what_its_parts_find(found: tuple[Run, Calibration]) ->
     def policy(observation: np.ndarray) -> np.ndarray:
         return run.agent.act(torch.from_numpy(observation)).numpy()
 
-    test = roll_out(
-        policy,
-        environment="InvertedPendulum-v5",
-        perturbations=("actuation=0.1",),
-        seeds=range(FIRST_TEST_SEED, FIRST_TEST_SEED + 40),
-        discount=0.95,
-        horizon=3,
-    )
+    def ticks(first: int, count: int) -> Ticks:
+        return roll_out(
+            policy,
+            environment="InvertedPendulum-v5",
+            perturbations=("actuation=0.1",),
+            seeds=range(first, first + count),
+            discount=0.95,
+            horizon=3,
+        )
+
+    scale, test = ticks(FIRST_SCALE_SEED, 20), ticks(FIRST_TEST_SEED, 40)
+    assert calibration.std_floor == std_floor(scale.realised, scale.episode)
     with torch.no_grad():
         said = law(torch.from_numpy(test.observation), torch.from_numpy(test.action))
     raw = said.return_quantiles_raw.double().numpy()
-    moved = corrected(raw, said.return_std.double().numpy(), np.array(calibration.positions), RETURN_LEVELS)
+    std, places = said.return_std.double().numpy(), np.array(calibration.positions)
+    moved = corrected(raw, std, places, RETURN_LEVELS, floor=calibration.std_floor)
     for scores, quantiles in ((calibration.raw, raw), (calibration.corrected, moved)):
         inside = (quantiles[:, 1] <= test.realised) & (test.realised <= quantiles[:, 7])
         by_episode = [inside[test.episode == index].mean() for index in range(40)]

@@ -7,7 +7,8 @@ import pytest
 
 from dst_core.calibration.by_episode import episode_weights
 from dst_core.calibration.conformal import (
-    STD_FLOOR,
+    LEAST_FLOOR,
+    SPREAD_SHARE,
     bound_above,
     corrected,
     episodes_needed,
@@ -15,11 +16,13 @@ from dst_core.calibration.conformal import (
     last_position,
     positions,
     require_episodes,
+    std_floor,
 )
 from dst_core.errors import CalibrationError
 
 LEVELS = (0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975)
 EPISODES = 40
+FLOOR = 0.01
 
 
 def hierarchical(rng: np.random.Generator, episodes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -48,8 +51,8 @@ def test_corrected_quantiles_keep_their_promise_on_average_where_raw_ones_are_fa
     repeated = []
     for _ in range(300):
         realised, episode = hierarchical(rng, EPISODES)
-        found = positions(realised, *overconfident(len(realised)), episode, LEVELS)
-        quantiles = corrected(raw[:1], std[:1], found, LEVELS)
+        found = positions(realised, *overconfident(len(realised)), episode, LEVELS, floor=FLOOR)
+        quantiles = corrected(raw[:1], std[:1], found, LEVELS, floor=FLOOR)
         repeated.append(share_below(test_realised, quantiles, test_episode))
     below = np.mean(repeated, 0)
     error = np.std(repeated, 0) / math.sqrt(len(repeated))
@@ -95,9 +98,9 @@ def naive_bound(scores: np.ndarray, episode: np.ndarray, level: float) -> float:
 def curve(position: float, raw: np.ndarray, std: float) -> float:
     """The predicted quantile curve, written plainly."""
     if position <= LEVELS[0]:
-        return float(raw[0] + (position - LEVELS[0]) * max(std, STD_FLOOR))
+        return float(raw[0] + (position - LEVELS[0]) * max(std, FLOOR))
     if position >= LEVELS[-1]:
-        return float(raw[-1] + (position - LEVELS[-1]) * max(std, STD_FLOOR))
+        return float(raw[-1] + (position - LEVELS[-1]) * max(std, FLOOR))
     right = next(index for index, level in enumerate(LEVELS) if level >= position)
     share = (position - LEVELS[right - 1]) / (LEVELS[right] - LEVELS[right - 1])
     return float(raw[right - 1] + share * (raw[right] - raw[right - 1]))
@@ -108,7 +111,7 @@ def test_curve_at_a_values_position_is_the_value() -> None:
     raw = np.sort(rng.standard_normal((500, len(LEVELS))), 1)
     std, value = rng.uniform(0.1, 2, 500), 2 * rng.standard_normal(500)
     for position in (first_position, last_position):
-        places = position(value, raw, std, LEVELS)
+        places = position(value, raw, std, LEVELS, floor=FLOOR)
         found = [curve(*row) for row in zip(places.tolist(), raw, std.tolist(), strict=True)]
         np.testing.assert_allclose(found, value, atol=1e-9)
 
@@ -116,8 +119,8 @@ def test_curve_at_a_values_position_is_the_value() -> None:
 def test_value_on_a_flat_piece_of_the_curve_has_its_first_and_its_last_position() -> None:
     raw = np.array([[-2.0, -1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 2.0, 3.0]])
     at, std = np.zeros(1), np.ones(1)
-    assert first_position(at, raw, std, LEVELS) == LEVELS[2]
-    assert last_position(at, raw, std, LEVELS) == pytest.approx(LEVELS[5])
+    assert first_position(at, raw, std, LEVELS, floor=FLOOR) == LEVELS[2]
+    assert last_position(at, raw, std, LEVELS, floor=FLOOR) == pytest.approx(LEVELS[5])
 
 
 def test_positions_are_those_of_a_plain_loop() -> None:
@@ -127,8 +130,8 @@ def test_positions_are_those_of_a_plain_loop() -> None:
     raw = np.sort(rng.standard_normal((len(episode), len(LEVELS))), 1).round(1)
     std = rng.uniform(0, 2, len(episode))
     std[:5] = 0.0
-    found = positions(realised, raw, std, episode, LEVELS)
-    first, last = (position(realised, raw, std, LEVELS) for position in (first_position, last_position))
+    found = positions(realised, raw, std, episode, LEVELS, floor=FLOOR)
+    first, last = (position(realised, raw, std, LEVELS, floor=FLOOR) for position in (first_position, last_position))
     assert (first <= last + 1e-12).all()
     assert (first < last - 0.01).any()
     for column, level in enumerate(LEVELS):
@@ -139,9 +142,9 @@ def test_positions_mirror_when_returns_do() -> None:
     rng = np.random.default_rng(3)
     realised, episode = hierarchical(rng, EPISODES)
     raw, std = overconfident(len(realised))
-    mirrored = positions(-realised, -raw[:, ::-1], std, episode, LEVELS)
+    mirrored = positions(-realised, -raw[:, ::-1], std, episode, LEVELS, floor=FLOOR)
     sides = [index for index, level in enumerate(LEVELS) if level != 0.5]
-    found = positions(realised, raw, std, episode, LEVELS)
+    found = positions(realised, raw, std, episode, LEVELS, floor=FLOOR)
     np.testing.assert_allclose(mirrored[::-1][sides], 1 - found[sides])
 
 
@@ -154,12 +157,12 @@ def test_least_number_of_episodes_reaches_the_extreme_level_and_one_fewer_is_ref
         values = rng.standard_normal(len(episode))
         raw, std = overconfident(len(episode))
         if episodes == 39:
-            assert np.isfinite(positions(values, raw, std, episode, LEVELS)).all()
+            assert np.isfinite(positions(values, raw, std, episode, LEVELS, floor=FLOOR)).all()
             assert bound_above(values, episode, 0.975) == values.max()
         else:
             assert bound_above(values, episode, 0.975) == math.inf
             with pytest.raises(CalibrationError, match=r"38 calibration episodes.*level 0\.025.*at least 39"):
-                positions(values, raw, std, episode, LEVELS)
+                positions(values, raw, std, episode, LEVELS, floor=FLOOR)
     with pytest.raises(CalibrationError, match=r"98 calibration episodes.*at least 99; use --episodes 99"):
         require_episodes(98, (0.99,))
 
@@ -169,7 +172,7 @@ def test_corrected_quantiles_are_the_curve_at_the_positions_and_never_cross() ->
     raw = np.sort(rng.standard_normal((200, len(LEVELS))), 1)
     std = rng.uniform(0, 1, 200)
     places = np.sort(rng.normal(0.5, 1, len(LEVELS)))
-    result = corrected(raw, std, places, LEVELS)
+    result = corrected(raw, std, places, LEVELS, floor=FLOOR)
     assert (np.diff(result, axis=1) >= 0).all()
     for found, row, spread in zip(result, raw, std.tolist(), strict=True):
         np.testing.assert_allclose(found, [curve(place, row, spread) for place in places.tolist()], atol=1e-9)
@@ -182,11 +185,62 @@ def test_correction_that_narrows_one_kind_of_state_and_widens_another_holds_its_
     calm = np.tile([True, False], 2000)
     realised = np.where(calm, 2.0 + 0.01 * rng.standard_normal(4000), rng.standard_normal(4000))
     raw, std = np.tile(overconfident(1)[0] * 5 - 1.5, (4000, 1)), np.ones(4000)
-    quantiles = corrected(raw, std, positions(realised, raw, std, episode, LEVELS), LEVELS)
+    found = positions(realised, raw, std, episode, LEVELS, floor=FLOOR)
+    quantiles = corrected(raw, std, found, LEVELS, floor=FLOOR)
     below = share_below(realised, quantiles, episode)
     np.testing.assert_allclose(below, LEVELS, atol=0.002)
 
 
 def test_certain_law_is_corrected_in_units_of_the_floor() -> None:
-    result = corrected(np.zeros((1, 3)), np.zeros(1), np.array([0.1 - 2e6, 0.5, 0.9 + 3e6]), (0.1, 0.5, 0.9))
+    places = np.array([0.1 - 200, 0.5, 0.9 + 300])
+    result = corrected(np.zeros((1, 3)), np.zeros(1), places, (0.1, 0.5, 0.9), floor=FLOOR)
     np.testing.assert_allclose(result, [[-2.0, 0.0, 3.0]])
+
+
+@pytest.mark.parametrize("unit", [1e-2, 1.0, 1e4])
+def test_floor_is_a_share_of_the_spread_of_returns_in_any_unit_and_each_episode_counts_once(unit: float) -> None:
+    episode = np.array([0, 1, 1, 1])
+    assert std_floor(unit * np.array([0.0, 2.0, 2.0, 2.0]), episode) == pytest.approx(SPREAD_SHARE * unit)
+
+
+def test_returns_that_never_vary_leave_a_floor_that_can_be_divided_by() -> None:
+    assert std_floor(np.full(4, 995.0), np.arange(4)) == LEAST_FLOOR
+
+
+def test_law_with_a_spread_of_its_own_is_corrected_as_if_there_were_no_floor() -> None:
+    realised, episode = hierarchical(np.random.default_rng(8), EPISODES)
+    raw, std = overconfident(len(realised))
+    floor = std_floor(realised, episode)
+    assert floor < std.min()
+    with_floor, without = (positions(realised, raw, std, episode, LEVELS, floor=least) for least in (floor, 1e-300))
+    assert with_floor.tolist() == without.tolist()
+    with_floor, without = (corrected(raw, std, with_floor, LEVELS, floor=least) for least in (floor, 1e-300))
+    assert np.array_equal(with_floor, without)
+
+
+def collapsing(realised: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """`overconfident`, but at a share of the ticks quite certain of a return that is not the realised one."""
+    raw, std = overconfident(len(realised))
+    certain = rng.random(len(realised)) < share
+    return np.where(certain[:, None], 0.3, raw), np.where(certain, 0.0, std)
+
+
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_law_that_collapses_keeps_its_promise_with_positions_of_the_size_of_its_error_over_the_floor(
+    share: float,
+) -> None:
+    rng = np.random.default_rng(9)
+    test_realised, test_episode = hierarchical(rng, 3000)
+    said = collapsing(test_realised, share, rng)
+    repeated = []
+    for _ in range(200):
+        floor = std_floor(*hierarchical(rng, 20))
+        realised, episode = hierarchical(rng, EPISODES)
+        found = positions(realised, *collapsing(realised, share, rng), episode, LEVELS, floor=floor)
+        assert np.abs(found).max() <= 1 + np.abs(realised - 0.3).max() / floor < 2e4
+        repeated.append(share_below(test_realised, corrected(*said, found, LEVELS, floor=floor), test_episode))
+    below = np.mean(repeated, 0)
+    error = np.std(repeated, 0) / math.sqrt(len(repeated)) + 0.01  # of these test episodes
+    upper, lower = np.array(LEVELS) > 0.5, np.array(LEVELS) < 0.5
+    assert (below - LEVELS + 3 * error)[upper].min() >= 0
+    assert (below - LEVELS - 3 * error)[lower].max() <= 0

@@ -49,6 +49,7 @@ def test_calibration_of_another_version_is_refused() -> None:
         ("realised_mean", 10**400),
         ("positions", [-math.inf, *[0.0] * 8]),
         ("positions", [0.0] * 8),
+        ("std_floor", 0.0),
         ("quantile_levels", [0.1, 0.5, 0.9]),
         ("levels", [0.5, 0.8, 0.9]),
     ],

@@ -16,6 +16,7 @@ from deploy.demo import FIRST_DRIVE_SEED
 from dst_core.calibration.by_episode import episode_means
 from dst_core.calibration.rollouts import (
     FIRST_CALIBRATION_SEED,
+    FIRST_SCALE_SEED,
     FIRST_TEST_SEED,
     KEPT_TICKS,
     NEGLECTED,
@@ -205,6 +206,7 @@ def test_seeds_are_no_ones_elses() -> None:
         range(episode_seed(0, 0), episode_seed(MAX_SEED, EPISODES_PER_SEED)),
         range(min(evaluation_seeds(1)), max(evaluation_seeds(most)) + 1),
         range(FIRST_DRIVE_SEED, FIRST_DRIVE_SEED + most),
+        range(FIRST_SCALE_SEED, FIRST_SCALE_SEED + most),
         range(FIRST_CALIBRATION_SEED, FIRST_CALIBRATION_SEED + most),
         range(FIRST_TEST_SEED, FIRST_TEST_SEED + most),
     ]
