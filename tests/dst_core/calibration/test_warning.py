@@ -8,7 +8,7 @@ from scipy.stats import mannwhitneyu
 
 from dst_core.calibration.rollouts import Ticks
 from dst_core.calibration.thresholds import require_false_alarm_rate, threshold, ticks_without_a_fall
-from dst_core.calibration.warning import LEAST_FALLS, auc, roc_curve, warnings
+from dst_core.calibration.warning import CURVE_POINTS, LEAST_FALLS, auc, roc_curve, warnings
 from dst_core.errors import CalibrationError
 
 
@@ -93,6 +93,26 @@ def test_signals_are_told_apart_with_intervals_and_a_curve_from_corner_to_corner
         assert (np.diff(signal.false_alarms) >= 0).all()
         assert (np.diff(signal.warned) >= 0).all()
     assert 20 <= len(none.false_alarms) <= 60
+
+
+def test_curve_that_is_kept_has_few_of_the_points_and_the_area_has_all() -> None:
+    """4000 ticks, no two signals alike."""
+    rng = np.random.default_rng(6)
+    episode, falling = episodes(200, 200)
+    signal = 3.0 * falling + rng.standard_normal(len(episode))
+    (kept,), _ = warnings({"signal": signal}, falling, ticks_of(episode))
+    above, below = signal[falling], signal[~falling]
+    assert kept.auc.value == pytest.approx((above[:, None] > below).mean(), abs=1e-12)
+    points = np.column_stack([kept.false_alarms, kept.warned])
+    assert 40 <= len(points) <= CURVE_POINTS
+    marks = [np.inf, *signal]
+    exact = np.array([[(kind >= mark).mean() for kind in (below, above)] for mark in marks])
+    assert np.abs(points[:, None] - exact).sum(2).min(1).max() < 1e-12
+    step = np.diff(points, axis=0)
+    assert step.min() >= 0
+    assert step.sum(1).max() < 2 * 2 / CURVE_POINTS, "even steps along the curve: no part of it is left out"
+    assert points[0].tolist() == [0, 0]
+    assert points[-1].tolist() == [1, 1]
 
 
 def test_interval_is_over_episodes_and_not_over_ticks() -> None:
