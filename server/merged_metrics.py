@@ -1,6 +1,6 @@
 """Metrics of several processes as those of one server: every series is the sum over the processes."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from prometheus_client import Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
@@ -21,8 +21,11 @@ class MergedMetrics:
         self._ended = _sum([*self._ended, *(family for family in families if family.type != "gauge")])
 
     def exposition(self, running: Iterable[bytes]) -> bytes:
-        """The sums in Prometheus' text format, over what is running and what has ended."""
-        return generate_latest(_Collected(_sum([*(f for text in running for f in _families(text)), *self._ended])))
+        """The sums in Prometheus' text format, over what is running and, of the policies loaded there, what has ended."""
+        families = [family for text in running for family in _families(text)]
+        policies = {sample.labels.get("policy") for family in families for sample in family.samples}
+        ended = [_of_policies(family, policies) for family in self._ended]
+        return generate_latest(_Collected(_sum([*families, *ended])))
 
 
 class _Collected:
@@ -31,6 +34,12 @@ class _Collected:
 
     def collect(self) -> list[Metric]:
         return self._families
+
+
+def _of_policies(family: Metric, policies: Container[str | None]) -> Metric:
+    shown = Metric(family.name, family.documentation, family.type)
+    shown.samples = [sample for sample in family.samples if sample.labels.get("policy") in policies]
+    return shown
 
 
 def _families(exposition: bytes) -> list[Metric]:

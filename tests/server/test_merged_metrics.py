@@ -50,4 +50,13 @@ def test_counters_of_an_ended_process_stay_and_its_gauges_go(loaded):
     counters = {key for key in before if key[0].endswith(("_total", "_count", "_sum", "_bucket"))}
     assert {key: after[key] for key in counters} == {key: before[key] for key in counters}
     merged.end(staying.exposition())
-    assert shown(merged)["dst_decisions_total", "control", "ok", "reacher"] == 7
+    assert shown(merged, busy(loaded, 0, sessions=0))["dst_decisions_total", "control", "ok", "reacher"] == 7
+
+
+def test_what_an_ended_process_counted_of_a_policy_is_hidden_while_that_is_not_loaded(loaded):
+    merged, left = MergedMetrics(), busy(loaded, 1, sessions=0)
+    merged.end(busy(loaded, 3, sessions=0).exposition())
+    left.remove_policy("reacher")
+    assert not any("reacher" in key for key in shown(merged, left))
+    left.add_policy(loaded.manifest)
+    assert shown(merged, left)["dst_decisions_total", "control", "ok", "reacher"] == 4
