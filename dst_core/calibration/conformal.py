@@ -4,11 +4,11 @@ The score of a tick is the position of the realised return on its predicted quan
 predicted law, beyond the outermost one that level and the way beyond in predicted standard deviations, none taken as less than a floor
 (`std_floor`), lest a law that claims certainty be corrected in units of nothing. Ticks of one episode are not exchangeable, episodes of
 one task are. So each of K calibration episodes weighs 1 / (K + 1), shared evenly by its ticks, and the episode to come has the rest,
-1 / (K + 1), at +infinity for levels above the median and at -infinity for levels below it. The position of a level is that weighted quantile
-of the scores: hierarchical conformal prediction (Lee, Barber and Willett, "Distribution-free inference with hierarchical data", 2023;
-Dunn, Wasserman and Ramdas, "Distribution-free prediction sets for two-layer hierarchical models", 2022) with the score of distributional
-conformal prediction (Chernozhukov, Wuethrich and Zhu, PNAS 2021). The corrected quantile is the predicted curve at that position.
-Positions rise with the level and so does the curve: corrected quantiles never cross.
+1 / (K + 1), at +infinity for levels above the median and at -infinity for levels below it. The position of a level is that weighted
+quantile of the scores: hierarchical conformal prediction (Lee, Barber and Willett, "Distribution-free inference with hierarchical data",
+2023; Dunn, Wasserman and Ramdas, "Distribution-free prediction sets for two-layer hierarchical models", 2022) with the score of
+distributional conformal prediction (Chernozhukov, Wuethrich and Zhu, PNAS 2021). The corrected quantile is the predicted curve at that
+position. Positions rise with the level and so does the curve: corrected quantiles never cross.
 
 Guarantee: for a tick drawn at random from a new episode of the same task under the same policy, the realised return is at most the
 corrected quantile with at least the probability of a level above the median, and below it with at most the probability of a level below
