@@ -27,32 +27,33 @@ GRACE_S = 5.0
 class PolicyServer:
     """`start`, then `stop`."""
 
-    def __init__(self, core: Core, config: ServeConfig, *, worker: bool = False) -> None:
-        """A worker shares its gRPC port with others and leaves HTTP to the process in front of them.
+    def __init__(self, core: Core, config: ServeConfig, *, worker_repository: Repository | None = None) -> None:
+        """A worker, which has a repository with others, shares its gRPC port with them and leaves HTTP to the process in front.
 
         Raises:
             TracingError: the environment asks for traces that cannot be written.
         """
         self.core = core
         self._config = config
-        self._worker = worker
+        self._worker = worker_repository is not None
         self._tracing = tracing_from_environment()
         self.telemetry = Telemetry(tracing=self._tracing)
         observe(core, self.telemetry)
         self.live = Live(core, clock=core.clock)
-        open_inference = open_inference_service(core, self.telemetry, config)
+        repository = worker_repository or own_repository(core, config)
+        self.open_inference = InferenceService(core, repository, self.telemetry)
         self._native = NativeServer(
             core,
             self.live,
             self.telemetry,
-            open_inference,
+            self.open_inference,
             max_message_bytes=config.max_message_bytes,
             interceptors=(GrpcInterceptor(self._tracing),),
-            share_port=worker,
+            share_port=self._worker,
         )
         self.grpc_address = config.grpc_address
         self.http_address = config.http_address
-        app = create_app(core, self.live, self.telemetry, open_inference, max_body_bytes=config.max_message_bytes)
+        app = create_app(core, self.live, self.telemetry, self.open_inference, max_body_bytes=config.max_message_bytes)
         self._http = HttpServer(HttpInterceptor(app, self._tracing), grace_s=GRACE_S)
 
     async def start(self) -> None:
@@ -111,12 +112,10 @@ def load(config: ServeConfig) -> Core:
     return Core([ServedPolicy(Runtime(load_bundle(path), config.provider)) for path in config.bundles])
 
 
-def open_inference_service(core: Core, telemetry: Telemetry, config: ServeConfig) -> InferenceService:
-    """The Open Inference Protocol over `core`, whose bundles may be loaded again where this process is the only one."""
+def own_repository(core: Core, config: ServeConfig) -> Repository:
+    """The repository of a server that is one process."""
     directories = {name: policy.runtime.path for name, policy in core.policies.items()}
-    closed = "" if config.workers == 1 else f"{config.workers} workers serve them; restart the server instead"
-    repository = Repository(core, directories, lambda path: Runtime(load_bundle(path), config.provider), closed=closed)
-    return InferenceService(core, repository, telemetry)
+    return Repository(core, directories, lambda path: Runtime(load_bundle(path), config.provider))
 
 
 def observe(core: Core, telemetry: Telemetry) -> None:

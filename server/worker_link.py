@@ -1,4 +1,4 @@
-"""What the process in front asks its workers over private Unix sockets: metrics, robots, and to show the health of all.
+"""How the process in front and its workers ask one another, over private Unix sockets: metrics, robots, health, loading, statistics.
 
 One connection a question: a line of JSON, answered by lines and at last by `end`. Nothing is sent that was not asked for, so
 a slow or dead reader costs a worker nothing, and what it keeps of its robots for an answer is what `Live` keeps anyway.
@@ -6,26 +6,31 @@ a slow or dead reader costs a worker nothing, and what it keeps of its robots fo
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from server.live import Live
-from server.telemetry import Telemetry
+from server.oip.messages import ModelStatistics
+from server.oip.statistics import statistics_from_json
+from server.repository import Change
 
 ASK_TIMEOUT_S = 2.0
+LOAD_TIMEOUT_S = 60.0
+"""For each step of a load: waiting for one before it, reading the bundle in front, reading it in all workers."""
+SETTLE_TIMEOUT_S = 5.0
+"""For serving what was read; includes answering what the version before has begun."""
 MOST_BYTES = 1 << 24
 """Of a question; the cursors of all robots of all workers are in one."""
 END = "end"
 
+Question = Mapping[str, Any]
 
-class WorkerLink:
-    """The worker's side."""
 
-    def __init__(self, live: Live, telemetry: Telemetry, show_missing: Callable[[str], Awaitable[None]]) -> None:
-        """`show_missing` is told what the whole server lacks; nothing, where all workers are ready."""
-        self._live = live
-        self._telemetry = telemetry
-        self._show_missing = show_missing
+class Link:
+    """Answers questions on a socket."""
+
+    def __init__(self, answer: Callable[[Question], AsyncIterator[str]]) -> None:
+        self._answer = answer
         self._server: asyncio.Server | None = None
 
     async def start(self, path: str) -> None:
@@ -45,21 +50,25 @@ class WorkerLink:
         finally:
             writer.close()
 
-    async def _answer(self, question: Mapping[str, object]) -> AsyncIterator[str]:
-        match question:
-            case {"ask": "metrics"}:
-                yield self._telemetry.exposition().decode()
-            case {"ask": "robots", "cursors": dict(cursors)}:
-                async for session, cursor, text in self._live.robots(cursors):
-                    yield json.dumps([session, cursor])
-                    yield text
-            case {"ask": "show", "missing": str(missing)}:
-                await self._show_missing(missing)
-
     async def stop(self) -> None:
         """Answers no more."""
         if self._server is not None:
             self._server.close()
+
+
+async def ask(path: Path, question: Question, timeout_s: float = ASK_TIMEOUT_S) -> list[str] | None:
+    """The lines that answer a question; None where no whole answer comes in time."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            reader, writer = await asyncio.open_unix_connection(path)
+            try:
+                writer.write(f"{json.dumps(question)}\n".encode())
+                *lines, last = (await reader.read()).decode().split("\n")
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return None
+    return lines if last == END else None
 
 
 class WorkerClient:
@@ -70,27 +79,56 @@ class WorkerClient:
 
     async def metrics(self) -> bytes | None:
         """Its metrics in Prometheus' text format, or None."""
-        lines = await self._ask({"ask": "metrics"})
+        lines = await ask(self._path, {"ask": "metrics"})
         return None if lines is None else "\n".join(lines).encode()
 
     async def robots(self, cursors: Mapping[str, int]) -> list[tuple[str, int, str]]:
         """Session, cursor and JSON text of each of its robots, with what is new since `cursors`."""
-        lines = await self._ask({"ask": "robots", "cursors": dict(cursors)}) or []
+        lines = await ask(self._path, {"ask": "robots", "cursors": dict(cursors)}) or []
         return [(*json.loads(head), text) for head, text in zip(lines[::2], lines[1::2], strict=True)]
 
     async def show_missing(self, missing: str) -> None:
         """Says what the whole server lacks; nothing, where all workers are ready."""
-        await self._ask({"ask": "show", "missing": missing})
+        await ask(self._path, {"ask": "show", "missing": missing})
 
-    async def _ask(self, question: Mapping[str, object]) -> list[str] | None:
-        try:
-            async with asyncio.timeout(ASK_TIMEOUT_S):
-                reader, writer = await asyncio.open_unix_connection(self._path)
-                try:
-                    writer.write(f"{json.dumps(question)}\n".encode())
-                    *lines, last = (await reader.read()).decode().split("\n")
-                finally:
-                    writer.close()
-        except (OSError, TimeoutError):
-            return None
-        return lines if last == END else None
+    async def statistics(self) -> list[ModelStatistics] | None:
+        """What its models have done, or None."""
+        return _statistics(await ask(self._path, {"ask": "statistics"}))
+
+    async def prepare(self, name: str, directory: Path) -> str:
+        """Has it read a bundle that it may have to serve; returns why it does not."""
+        lines = await ask(self._path, {"ask": "prepare", "name": name, "directory": str(directory)}, LOAD_TIMEOUT_S)
+        return _refusal(lines, "it gave no answer")
+
+    async def settle(self, name: str, change: Change, reason: str) -> bool:
+        """Has it serve what it has read, or no policy of that name, or what it serves now; returns whether it does."""
+        question = {"ask": "settle", "name": name, "change": change, "reason": reason}
+        return await ask(self._path, question, SETTLE_TIMEOUT_S) is not None
+
+
+class FrontClient:
+    """The side of a worker."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    async def statistics(self) -> list[ModelStatistics] | None:
+        """What the models of all processes have done, or None where it does not answer."""
+        # It asks all workers in turn.
+        return _statistics(await ask(self._path, {"ask": "statistics"}, 2 * ASK_TIMEOUT_S))
+
+    async def change(self, change: Change, name: str) -> str:
+        """Has all processes load or unload a policy; returns why they do not."""
+        lines = await ask(self._path, {"ask": change, "name": name}, 3 * LOAD_TIMEOUT_S + 3 * SETTLE_TIMEOUT_S)
+        return _refusal(lines, "the process in front of the workers gave no answer; try again")
+
+
+def _statistics(lines: list[str] | None) -> list[ModelStatistics] | None:
+    return None if lines is None else statistics_from_json(lines[0])
+
+
+def _refusal(lines: list[str] | None, unanswered: str) -> str:
+    """A line of JSON that says why; none where nothing is refused."""
+    if lines is None:
+        return unanswered
+    return str(json.loads(lines[0])) if lines else ""

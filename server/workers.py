@@ -12,8 +12,11 @@ from typing import Any
 from server.config import ServeConfig
 from server.errors import ServingError
 from server.merged_metrics import MergedMetrics
+from server.oip.messages import ModelStatistics
+from server.oip.statistics import summed
+from server.repository import Change
 from server.worker import Assignment
-from server.worker_link import WorkerClient
+from server.worker_link import SETTLE_TIMEOUT_S, WorkerClient
 
 logger = logging.getLogger(__name__)
 
@@ -38,18 +41,33 @@ class Worker:
         self.client = client
         self.metrics = b""
         """As last read."""
+        self.statistics: list[ModelStatistics] = []
+        """As last read, of what is loaded now."""
 
 
 class Workers:
     """`config.workers` processes; `start`, then `stop`."""
 
-    def __init__(self, config: ServeConfig, directory: Path) -> None:
-        """`config` names the port that the workers share; their sockets lie in `directory`, private to this user."""
+    def __init__(self, config: ServeConfig, directory: Path, bundles: Mapping[str, Path], front: Path) -> None:
+        """Serve what is loaded at first.
+
+        Args:
+            config: names the port that the workers share.
+            directory: where their sockets lie, private to this user.
+            bundles: name of each policy to the directory of a bundle that stays as it is.
+            front: the socket on which the process in front answers them.
+        """
         self._config = config
         self._directory = directory
+        self._bundles = dict(bundles)
+        self._reasons = dict.fromkeys(bundles, "")
+        self._front = front
+        self.changing = asyncio.Lock()
+        """Held while policies are loaded or unloaded, which begins only while no worker is `missing`: then none can miss it."""
         self._ready: dict[int, Worker] = {}
         self._processes: set[asyncio.subprocess.Process] = set()
         self._ended = MergedMetrics()
+        self._ended_statistics: list[ModelStatistics] = []
         self._supervising: list[asyncio.Task[None]] = []
         self._complete = asyncio.Event()
         self._telling = asyncio.Lock()
@@ -112,7 +130,15 @@ class Workers:
         """Lives through one worker's life; returns why it ended."""
         socket = self._directory / f"{index}.sock"
         socket.unlink(missing_ok=True)
-        assignment = Assignment(index=index, config=self._config, socket=str(socket))
+        async with self.changing:
+            assignment = Assignment(
+                index=index,
+                config=self._config,
+                socket=str(socket),
+                front=str(self._front),
+                bundles=dict(self._bundles),
+                reasons=dict(self._reasons),
+            )
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -141,6 +167,7 @@ class Workers:
             self._processes.discard(process)
             if self._ready.pop(index, None) is not None:
                 self._ended.end(worker.metrics)
+                self._ended_statistics = list(summed([*self._ended_statistics, *worker.statistics]).values())
         if not self._stopping:
             await self._changed()
         if refusal and not self._complete.is_set():
@@ -179,6 +206,41 @@ class Workers:
             # One that is busy counts with what it had; without it counters would fall.
             worker.metrics = text or worker.metrics
         return self._ended.exposition([own, *(worker.metrics for worker in self._ready.values())])
+
+    async def statistics(self) -> list[ModelStatistics]:
+        """What the models of all workers, past and present, have done since they were loaded."""
+        workers = list(self._ready.values())
+        for worker, found in zip(workers, await asyncio.gather(*(w.client.statistics() for w in workers)), strict=True):
+            worker.statistics = worker.statistics if found is None else found
+        return [*self._ended_statistics, *(model for worker in self._ready.values() for model in worker.statistics)]
+
+    async def prepare(self, name: str, directory: Path) -> str:
+        """Has all read a bundle; returns which do not, and why."""
+        workers = list(self._ready.values())
+        refusals = await asyncio.gather(*(worker.client.prepare(name, directory) for worker in workers))
+        return "; ".join(
+            f"worker {worker.index}: {refusal}" for worker, refusal in zip(workers, refusals, strict=True) if refusal
+        )
+
+    async def settle(self, name: str, change: Change, reason: str, bundle: Path | None) -> None:
+        """Has all, and those that are started later, serve what they have read, which is `bundle`; or what `change` says."""
+        self._reasons[name] = reason
+        if change != "keep":
+            self._bundles.pop(name, None)
+            self._forget_statistics(name)
+        if bundle is not None:
+            self._bundles[name] = bundle
+        workers = list(self._ready.values())
+        followed = await asyncio.gather(*(worker.client.settle(name, change, reason) for worker in workers))
+        for worker in [worker for worker, follows in zip(workers, followed, strict=True) if not follows]:
+            logger.error("worker %d did not follow within %.0f s and is ended", worker.index, SETTLE_TIMEOUT_S)
+            _signal(worker.process.kill)
+            await worker.process.wait()
+
+    def _forget_statistics(self, name: str) -> None:
+        self._ended_statistics = [model for model in self._ended_statistics if model.name != name]
+        for worker in self._ready.values():
+            worker.statistics = [model for model in worker.statistics if model.name != name]
 
     async def stop(self, grace_s: float) -> None:
         """Tells all to drain; kills those that have not ended after `grace_s` seconds."""

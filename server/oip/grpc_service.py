@@ -123,9 +123,10 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
     async def ModelStatistics(self, request: pb.ModelStatisticsRequest, context: Context) -> pb.ModelStatisticsResponse:
         """Counts and times of one model or of all."""
         try:
-            return pb.ModelStatisticsResponse(**asdict(self._service.statistics(request.name, request.version)))
+            statistics = await self._service.statistics(request.name, request.version)
         except ServingError as error:
             await abort(context, error)
+        return pb.ModelStatisticsResponse(**asdict(statistics))
 
     async def RepositoryIndex(self, request: pb.RepositoryIndexRequest, context: Context) -> pb.RepositoryIndexResponse:
         """The models of the repository."""

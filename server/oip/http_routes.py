@@ -88,7 +88,7 @@ def create_router(service: InferenceService, core: Core, *, max_body_bytes: int)
     @router.get("/v2/models/stats")
     async def all_statistics() -> ModelStatisticsReply:
         """What all loaded models have done since they were loaded."""
-        return service.statistics("", "")
+        return await service.statistics("", "")
 
     @of_model("", 404, 503)
     async def model_metadata(model: str, request: Request) -> ModelMetadata:
@@ -109,7 +109,7 @@ def create_router(service: InferenceService, core: Core, *, max_body_bytes: int)
     @of_model("/stats", 404, 503)
     async def statistics(model: str, request: Request) -> ModelStatisticsReply:
         """What a model has done since it was loaded."""
-        return service.statistics(model, version_of(request))
+        return await service.statistics(model, version_of(request))
 
     infer_body = _body(InferBody)
     infer_body["requestBody"]["required"] = True

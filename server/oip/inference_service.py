@@ -1,6 +1,6 @@
 """What the protocol offers, for both of its wires: each decodes, asks here, encodes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version as installed_version
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -14,11 +14,12 @@ from server.oip.messages import (
     ModelConfig,
     ModelIndex,
     ModelMetadata,
+    ModelStatistics,
     ModelStatisticsReply,
     ServerMetadata,
 )
 from server.oip.models import PolicyModel
-from server.oip.statistics import Statistics
+from server.oip.statistics import Statistics, summed
 from server.oip.tensors import shown
 from server.repository import Repository
 from server.served_policy import Asking, ServedPolicy
@@ -38,6 +39,8 @@ class InferenceService:
         self._repository = repository
         self._telemetry = telemetry
         self._statistics = Statistics()
+        self.everywhere: Callable[[], Awaitable[list[ModelStatistics]]] | None = None
+        """Statistics of all processes of the server; None where this is the only one."""
         self._models: WeakKeyDictionary[ServedPolicy, PolicyModel] = WeakKeyDictionary()
 
     def metadata(self) -> ServerMetadata:
@@ -141,10 +144,22 @@ class InferenceService:
         )
         return encoded
 
-    def statistics(self, name: str, version: str) -> ModelStatisticsReply:
-        """Of one model, or of all loaded ones where the name is empty."""
+    async def statistics(self, name: str, version: str) -> ModelStatisticsReply:
+        """Of one model, or of all loaded ones where the name is empty; sums over all processes of the server.
+
+        Raises:
+            ServingError: as `model`, and where another process does not tell.
+        """
         policies = [self.model(name, version).policy] if name else list(self._core.policies.values())
-        return ModelStatisticsReply(model_stats=tuple(map(self._statistics.of, policies)))
+        own = list(map(self._statistics.of, policies))
+        if self.everywhere is not None:
+            sums = summed(await self.everywhere())
+            own = [sums.get((model.name, model.version), model) for model in own]
+        return ModelStatisticsReply(model_stats=tuple(own))
+
+    def own_statistics(self) -> list[ModelStatistics]:
+        """Of all models, in this process alone."""
+        return list(map(self._statistics.of, self._core.policies.values()))
 
     def index(self, repository: str, *, ready: bool) -> tuple[ModelIndex, ...]:
         """The repository's models; with `ready` only those."""

@@ -1,11 +1,54 @@
 """Counts and cumulated times per loaded model, as Triton's statistics extension has them."""
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
 from weakref import WeakKeyDictionary
+
+from pydantic import TypeAdapter
 
 from server.oip.messages import InferStatistics, ModelStatistics, StatisticDuration
 from server.served_policy import ServedPolicy
+
+_JSON = TypeAdapter(list[ModelStatistics])
+
+
+def statistics_to_json(statistics: Iterable[ModelStatistics]) -> str:
+    """One line, for another process of the server."""
+    return _JSON.dump_json(list(statistics)).decode()
+
+
+def statistics_from_json(line: str) -> list[ModelStatistics]:
+    """What `statistics_to_json` wrote."""
+    return _JSON.validate_json(line)
+
+
+def summed(statistics: Iterable[ModelStatistics]) -> dict[tuple[str, str], ModelStatistics]:
+    """Of several processes, by name and version of the model."""
+    sums: dict[tuple[str, str], ModelStatistics] = {}
+    for one in statistics:
+        other = sums.get((one.name, one.version))
+        sums[one.name, one.version] = one if other is None else _sum(one, other)
+    return sums
+
+
+def _sum(one: ModelStatistics, other: ModelStatistics) -> ModelStatistics:
+    return replace(
+        one,
+        last_inference=max(one.last_inference, other.last_inference),
+        inference_count=one.inference_count + other.inference_count,
+        execution_count=one.execution_count + other.execution_count,
+        inference_stats=InferStatistics(
+            **{
+                stage.name: _added(getattr(one.inference_stats, stage.name), getattr(other.inference_stats, stage.name))
+                for stage in fields(InferStatistics)
+            }
+        ),
+    )
+
+
+def _added(one: StatisticDuration, other: StatisticDuration) -> StatisticDuration:
+    return StatisticDuration(count=one.count + other.count, ns=one.ns + other.ns)
 
 
 @dataclass(kw_only=True)

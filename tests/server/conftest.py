@@ -14,6 +14,12 @@ def uncalibrated(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path
     return small_bundle.uncalibrated(bundle, tmp_path_factory.mktemp("uncalibrated") / "reacher")
 
 
+@pytest.fixture(scope="session")
+def retrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of another version of the same policy."""
+    return small_bundle.write(tmp_path_factory.mktemp("retrained") / "reacher", small_bundle.modules(seed=1))
+
+
 @pytest.fixture
 def edited(tmp_path: Path, bundle: Path) -> Path:
     """A copy of the bundle to spoil."""

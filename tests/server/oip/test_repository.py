@@ -16,18 +16,11 @@ from server.core import Core
 from server.errors import NotReadyError
 from server.repository import Repository
 from server.runtime import Runtime
-from server.served_policy import ServedPolicy
 from tests.server import small_bundle
 from tests.server.oip.triton import inputs
 from tests.server.running import PATIENCE_S, Running, eventually
 
 ROW = np.float32([[0.1, 0.2, 0.3]])
-
-
-@pytest.fixture(scope="session")
-def retrained(tmp_path_factory):
-    """Another version of the same policy."""
-    return small_bundle.write(tmp_path_factory.mktemp("retrained") / "reacher", small_bundle.modules(seed=1))
 
 
 @pytest.fixture
@@ -167,20 +160,6 @@ def test_the_event_loop_goes_on_while_a_bundle_is_loaded(loaded):
         await loading
         assert core.policy("reacher").runtime is runtimes[0]
         await core.close()
-
-    asyncio.run(scenario())
-
-
-def test_a_closed_repository_lists_and_changes_nothing(loaded):
-    core = Core([ServedPolicy(Runtime(loaded, "cpu"))])
-
-    async def scenario():
-        repository = Repository(core, {"reacher": loaded.path}, None, closed="2 workers serve them")
-        assert repository.index()[0].ready
-        for change in (repository.load, repository.unload):
-            with pytest.raises(NotReadyError, match="neither loaded nor unloaded here: 2 workers serve them"):
-                await change("reacher")
-        assert core.policy("reacher").manifest.version == loaded.manifest.version
 
     asyncio.run(scenario())
 
