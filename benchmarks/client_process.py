@@ -2,13 +2,13 @@
 
 import contextlib
 import json
-import os
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Self
 
+from benchmarks.child_environment import child_environment
 from benchmarks.errors import BenchmarkError
 from benchmarks.paced import Calls
 from benchmarks.server_process import STOP_TIMEOUT_S, last_line, stop
@@ -25,7 +25,7 @@ class Client:
         BenchmarkError: if it ends before it has had an answer; with the last line it wrote.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})) -> None:
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed with the client)
         self._process = subprocess.Popen(
             command,
@@ -33,7 +33,7 @@ class Client:
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            env=os.environ | (environment or {}),
+            env=child_environment(environment),
             start_new_session=True,
         )
 

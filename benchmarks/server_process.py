@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
+from benchmarks.child_environment import child_environment
 from benchmarks.errors import BenchmarkError
 
 STOP_TIMEOUT_S = 20.0
@@ -43,7 +45,9 @@ def server_process(bundle: Path) -> Iterator[Server]:
     command = [sys.executable, "-m", "server", str(bundle), "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
     began = time.perf_counter()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=child_environment(), start_new_session=True
+        )
         try:
             assert process.stdout is not None
             ready = next((line for line in process.stdout if line.startswith("ready ")), None)
@@ -58,7 +62,7 @@ def server_process(bundle: Path) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def listening_process(
-    command: Sequence[str], *, ports: Sequence[int], environment: Mapping[str, str] | None = None
+    command: Sequence[str], *, ports: Sequence[int], environment: Mapping[str, str] = MappingProxyType({})
 ) -> Iterator[int]:
     """Run a server until it listens on all of its ports; gives its process id.
 
@@ -72,7 +76,7 @@ def listening_process(
     """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, text=True, env=os.environ | (environment or {}), start_new_session=True
+            command, stdout=log, stderr=log, text=True, env=child_environment(environment), start_new_session=True
         )
         try:
             deadline = time.monotonic() + START_TIMEOUT_S

@@ -2,18 +2,21 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from rich.progress import Progress
 
 from benchmarks.case import Case
+from benchmarks.child_environment import GRPC
 from benchmarks.client_process import Client
 from benchmarks.errors import BenchmarkError
 from benchmarks.peers.peer import PEERS, Environments, read_peer
 from benchmarks.server_process import Server, free_ports, listening_process
+from server import READ_DIRECTLY
 from server.bundle import SAMPLE_OUTPUTS, load_bundle, output_shapes
 
 OBSERVATIONS = 64
@@ -22,6 +25,10 @@ OWN = (
     ("act", "act", "act", "grpc"),
     ("http_act", "act over HTTP", "act", "http"),
     ("infer", "inference in process", "infer", "process"),
+)
+ECHOES: tuple[tuple[str, str, Mapping[str, str]], ...] = (
+    ("echo_stream", "gRPC echo stream", {}),
+    ("echo_stream_direct", "the same, sockets read as this server reads them", {GRPC: READ_DIRECTLY}),
 )
 OPEN_INFERENCE = (
     ("oip_grpc", "this server, Open Inference Protocol, gRPC (tritonclient)", "grpc"),
@@ -72,13 +79,13 @@ def written(case: Case, scratch: Path, name: str, server: Server | None = None) 
     return path
 
 
-def own_client(wire: str, kind: str, case_file: Path) -> Client:
+def own_client(wire: str, kind: str, case_file: Path, environment: Mapping[str, str] = MappingProxyType({})) -> Client:
     """A client of this project, not ready yet."""
-    return Client([sys.executable, "-m", f"benchmarks.wires.{wire}", "ask", kind, str(case_file)])
+    return Client([sys.executable, "-m", f"benchmarks.wires.{wire}", "ask", kind, str(case_file)], environment)
 
 
 def own_subjects(case: Case, server: Server, scratch: Path, stack: ExitStack) -> list[Subject]:
-    """This project's wires, inference in process, and the echo stream, whose server lives as long as the stack."""
+    """This project's wires, inference in process, and the echo streams, whose servers live as long as the stack."""
     path = written(case, scratch, "own", server)
     subjects = [
         Subject(
@@ -89,17 +96,19 @@ def own_subjects(case: Case, server: Server, scratch: Path, stack: ExitStack) ->
         )
         for key, name, wire, kind in OWN
     ]
-    echo = written(case, scratch, "echo")
-    command = [sys.executable, "-m", "benchmarks.wires.echo", "serve", str(echo)]
-    pid = stack.enter_context(listening_process(command, ports=[Case.read(str(echo)).port("grpc")]))
-    subjects.append(
-        Subject(
-            key="echo_stream",
-            name="gRPC echo stream",
-            connect=lambda: own_client("echo", "grpc", echo),
-            server_pid=pid,
+    for key, name, environment in ECHOES:
+        echo = written(case, scratch, key)
+        command = [sys.executable, "-m", "benchmarks.wires.echo", "serve", str(echo)]
+        ports = [Case.read(str(echo)).port("grpc")]
+        pid = stack.enter_context(listening_process(command, ports=ports, environment=environment))
+        subjects.append(
+            Subject(
+                key=key,
+                name=name,
+                connect=lambda echo=echo, own=environment: own_client("echo", "grpc", echo, own),  # type: ignore[misc]
+                server_pid=pid,
+            )
         )
-    )
     return subjects
 
 

@@ -23,7 +23,7 @@ from benchmarks.server_process import free_ports, listening_process
 from benchmarks.timing import Timing
 from benchmarks.verdicts import verdicts
 
-OWN = {"control", "act", "http_act", "echo_stream", "infer"}
+OWN = {"control", "act", "http_act", "echo_stream", "echo_stream_direct", "infer"}
 SMALL_PEER = """
 # /// script
 # dependencies = ["small"]
@@ -109,7 +109,7 @@ def test_peers_are_measured_in_the_same_run_and_one_that_fails_is_left_out_with_
     assert {"small_http", "small_http_back_to_back"} <= set(result["p50_us"])
     assert not any(key.startswith("broken") for key in result["p50_us"])
     assert "broken is left out: its server ended: OSError: no" in shown.err
-    assert set(result["load"]) == {"control", "act", "http_act", "echo_stream", "small_http"}
+    assert set(result["load"]) == {"control", "act", "http_act", "echo_stream", "echo_stream_direct", "small_http"}
     for load in result["load"].values():
         assert load["requests_per_core_s"] > 0
         assert min(load[f"resident_{when}_mb"] for when in ("start", "early", "end")) > 1
