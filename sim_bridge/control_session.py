@@ -1,6 +1,8 @@
 """A control session: one observation out per tick, its decision back before the deadline, or the reason why not."""
 
+import contextlib
 import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,29 +29,24 @@ class _Outbox(Iterator[pb.ControlRequest]):
     """The sending side of one stream: at most one observation waits, the newest wins."""
 
     def __init__(self, opening: pb.ControlRequest) -> None:
-        self._changed = threading.Condition()
-        self._waiting: pb.ControlRequest | None = opening
-        self._closed = False
+        self._waiting: queue.SimpleQueue[pb.ControlRequest | None] = queue.SimpleQueue()
+        self._waiting.put(opening)
 
-    def put(self, request: pb.ControlRequest) -> None:
+    def put(self, request: pb.ControlRequest | None) -> None:
         """Send this next, in place of any observation that still waits."""
-        with self._changed:
-            self._waiting = request
-            self._changed.notify()
+        with contextlib.suppress(queue.Empty):
+            self._waiting.get_nowait()
+        self._waiting.put(request)
 
     def close(self) -> None:
         """End the stream from this side."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
+        self.put(None)
 
     def __next__(self) -> pb.ControlRequest:
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._waiting is not None)
-            if self._closed or self._waiting is None:
-                raise StopIteration
-            request, self._waiting = self._waiting, None
-            return request
+        request = self._waiting.get()
+        if request is None:
+            raise StopIteration
+        return request
 
 
 class ControlSession:
@@ -75,6 +72,8 @@ class ControlSession:
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
+        self._answered: queue.SimpleQueue[None] = queue.SimpleQueue()
+        """An item per decision that was waited for: unlike with a condition, who is woken need not wait for a lock once more."""
         self._outbox: _Outbox | None = None  # of the open stream; None while there is none
         self._call: grpc.Call | None = None
         self._hang_up_reason = ""
@@ -156,8 +155,10 @@ class ControlSession:
             asked = exchange.ask(tick=tick, observation=observation, deadline_ns=deadline_ns, status=status)
             if self._outbox is not None:
                 self._outbox.put(asked.request)
-            while asked.decision is None and (remaining_s := exchange.remaining_s(asked)) > 0:
-                self._changed.wait(remaining_s)
+        while asked.decision is None and (remaining_s := exchange.remaining_s(asked)) > 0:
+            with contextlib.suppress(queue.Empty):
+                self._answered.get(timeout=remaining_s)
+        with self._lock:
             reply, silence = exchange.reply(asked), exchange.silence()
         if silence:
             self._hang_up(silence)
@@ -241,5 +242,6 @@ class ControlSession:
 
     def _receive(self, decision: pb.ControlDecision) -> None:
         with self._lock:
-            if self._exchange.answer(decision):
-                self._changed.notify_all()
+            answered = self._exchange.answer(decision)
+        if answered:
+            self._answered.put(None)
