@@ -127,6 +127,18 @@ def checked_vector(values: ArrayLike, names: Sequence[str], quantity: str = "obs
     return vector
 
 
+def message_vector(values: Sequence[float], names: Sequence[str], quantity: str = "observation") -> FloatArray:
+    """The same of a message's float32 numbers, by a shorter way: it is on the path of every decision.
+
+    Raises:
+        VectorError: as `checked_vector`.
+    """
+    # The sum of float32 numbers in float64 is finite exactly where all of them are.
+    if len(values) == len(names) and math.isfinite(sum(values)):
+        return np.fromiter(values, np.float32, len(names))
+    return checked_vector(values, names, quantity)
+
+
 def _wrong_shape(shape: tuple[int, ...], names: Sequence[str], quantity: str) -> str:
     text = f"{quantity} must have shape ({len(names)},), got {shape}"
     if len(shape) == 1 and shape[0] < len(names):

@@ -120,6 +120,8 @@ class Batcher:
         """What is being computed in the thread."""
         self._begun = 0
         """Questions in several parts that were begun."""
+        self._computed_ns = 0
+        """When something was computed last."""
         self._turn = 0
         """The latest turn that was taken."""
         self._next_turns: dict[str, int] = {}
@@ -133,6 +135,10 @@ class Batcher:
     def inline(self) -> bool:
         """Whether a single row is computed on the event loop."""
         return self._runtime.cost_s(1) < self._inline_below_s
+
+    def busy_within(self, seconds: float) -> bool:
+        """Whether anything waits, is computed, or was computed within so many seconds."""
+        return bool(self._waiting or self._computing) or self._clock() - self._computed_ns < 1e9 * seconds
 
     def longest_s(self, rows: int) -> float:
         """The longest that a promised question of so many rows may have to wait for what is being computed, in seconds."""
@@ -176,14 +182,24 @@ class Batcher:
             NotReadyError: the policy was unloaded.
             InferenceError: the policy gave no usable output.
         """
+        answer = self.now(question, begun=begun)
+        return await self._queued(question) if answer is None else answer
+
+    def now(self, question: Question, *, begun: bool = False) -> Answered | None:
+        """The answer where it can be computed on the event loop at once; None where it has to wait, which is what `ask` does.
+
+        Raises:
+            ExpiredError, NotReadyError, InferenceError: as `ask`.
+        """
         if not begun:
             self._check_open()
+        rows = question.rows
         # While the thread is busy with something long, something short need not wait for it.
-        if self.sessions < CROWD and self._short(question.rows) and not self._short_waits():
-            answer = self._compute([question])[0]
-            self.on_batch(question.rows)
-            return answer
-        return await self._queued(question)
+        if self.sessions >= CROWD or not self._short(rows) or (self._waiting and self._short_waits()):
+            return None
+        answer = self._compute([question])[0]
+        self.on_batch(rows)
+        return answer
 
     def _short_waits(self) -> bool:
         return any(self._short(waiting.question.rows) for waiting in self._waiting)
@@ -357,7 +373,8 @@ class Batcher:
             version = self._runtime.manifest.version
             logger.error("policy %s version %s: %s", self._name, version, error, exc_info=error.__cause__)  # noqa: TRY400
             raise
-        inference_ns = self._clock() - started_ns
+        self._computed_ns = self._clock()
+        inference_ns = self._computed_ns - started_ns
         answers, start, all_rows = [], 0, sum(question.rows for question in questions)
         for question in questions:
             stop = start + len(question.observations)

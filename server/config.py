@@ -75,6 +75,9 @@ class ServeConfig:
     """What ONNX Runtime runs on; `auto` prefers CUDA and falls back; the others refuse to start without what they name."""
     workers: int = 1
     """Processes that answer gRPC on the one port, each on a core of its own. Above 1, one more answers HTTP for all."""
+    rehearsal: bool = True
+    """Compute a robot's last decision once more, for nobody, shortly before it is expected to ask: the next one comes sooner. Only while
+    nothing else is to do; costs one decision a tick."""
     log_format: LogFormat = "text"
     """Lines for people, or one JSON object a line."""
     log_level: LogLevel = "info"

@@ -1,6 +1,8 @@
 """One robot's control stream: receives observations, answers the latest, in the order of their ticks."""
 
 import asyncio
+import contextlib
+import functools
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,8 +25,9 @@ from server.errors import (
 )
 from server.live import LiveSession
 from server.native_messages import write_decision
+from server.rehearsal import LEAD_S, Rehearsal
 from server.runtime import Detail
-from server.selection import Selection
+from server.selection import Rule, Selection
 from server.served_policy import Asking, Decision, ServedPolicy
 from server.telemetry import Telemetry
 
@@ -78,8 +81,10 @@ class ControlSession:
         admission: Admission,
         live: LiveSession,
         telemetry: Telemetry,
+        rehearsal: bool = False,
         clock: Clock = time.monotonic_ns,
     ) -> None:
+        """`rehearsal`: whether decisions of the actor that are computed on the event loop are rehearsed."""
         self._policy = policy
         self._selection = selection
         self._meter = None if promise is None else RateMeter(promise.rate_hz)
@@ -90,6 +95,14 @@ class ControlSession:
         self._template = policy.templates[detail]
         self._ok = pb.ControlDecision(status=pb.DECISION_STATUS_OK, policy_version=self._version)
         self._at_once = policy.cost_s(selection) < INLINE_BELOW_S and policy.inline
+        self._actor = selection.rule is Rule.ACTOR
+        self._latest: _Received | None = None
+        """What a rehearsal repeats."""
+        self._rehearsal: Rehearsal | None = None
+        if rehearsal and self._at_once and self._actor:
+            busy = functools.partial(policy.batcher.busy_within, LEAD_S)
+            later = asyncio.get_running_loop().call_later
+            self._rehearsal = Rehearsal(self._rehearse, busy=busy, later=later, clock=clock)
         self._live = live
         self._telemetry = telemetry
         self._clock = clock
@@ -118,6 +131,8 @@ class ControlSession:
         try:
             await self._answer_inbox(write)
         finally:
+            if self._rehearsal is not None:
+                self._rehearsal.cancel()
             batcher.sessions -= 1
             batcher.promises -= promised
             receiving.cancel()
@@ -138,6 +153,9 @@ class ControlSession:
                 if self._at_once and not self._inbox and not self._answering.locked():
                     async with self._answering:
                         await self._answer(received, write, report=True)
+                    if self._rehearsal is not None and received.refusal is None:
+                        self._latest = received
+                        self._rehearsal.plan(received_ns)
                     continue
                 self._report(request.observation)
                 self._inbox.append(received)
@@ -156,7 +174,7 @@ class ControlSession:
         vector, refusal = NOTHING, None
         try:
             self._check_times(observation)
-            vector = self._policy.checked_observation(observation.values)
+            vector = self._policy.message_observation(observation.values)
             self._newest = observation.tick
         except InvalidInputError as error:
             refusal = error
@@ -238,7 +256,22 @@ class ControlSession:
             client=self._live.session,
             promised=received.promised,
         )
+        # Without so much as a coroutine, where it need not wait: what is touched after a pause is slow.
+        decision = self._policy.decide_now(received.vector, self._detail, asking) if self._actor else None
+        if decision is not None:
+            return decision
         return await self._policy.decide(received.vector, self._detail, asking, selection=self._selection)
+
+    def _rehearse(self) -> None:
+        received = self._latest
+        if received is None or self._ended:
+            return
+        started_ns = self._clock()
+        with contextlib.suppress(ServingError):  # it is told where somebody asks
+            decision = self._policy.rehearse(received.vector, self._detail)
+            self._response(received, decision).SerializeToString()
+        self._admission.rehearsed(self._clock() - started_ns)
+        self._telemetry.rehearsed(self._name)
 
     def _response(self, received: _Received, decision: Decision) -> pb.ControlResponse:
         observation = received.observation

@@ -47,8 +47,9 @@ ROBOT_NAME_LIMIT = 64
 class NativeService(policy_pb2_grpc.PolicyServiceServicer):
     """Describe, Act, Assess and Control over one core."""
 
-    def __init__(self, core: Core, live: Live, telemetry: Telemetry) -> None:
+    def __init__(self, core: Core, live: Live, telemetry: Telemetry, *, rehearsal: bool) -> None:
         self._core = core
+        self._rehearsal = rehearsal
         self._live = live
         self._telemetry = telemetry
         self._sessions: set[ControlSession] = set()
@@ -70,7 +71,7 @@ class NativeService(policy_pb2_grpc.PolicyServiceServicer):
         manifest = policy.manifest
         try:
             policy.check_contract(request.contract)
-            observation = policy.checked_observation(request.observation)
+            observation = policy.message_observation(request.observation)
             selection = selection_of(request.selection, policy)
             detail = detail_of(request.detail)
             decision = await policy.decide(observation, detail, asking, selection=selection)
@@ -100,7 +101,7 @@ class NativeService(policy_pb2_grpc.PolicyServiceServicer):
         try:
             policy.check_contract(request.contract)
             detail = detail_of(request.detail)
-            observation = policy.checked_observation(request.observation)
+            observation = policy.message_observation(request.observation)
             candidates = candidates_of(request, policy)
             answered = await policy.assess(observation[np.newaxis], candidates[np.newaxis], detail, asking)
         except ServingError as error:
@@ -155,6 +156,7 @@ class NativeService(policy_pb2_grpc.PolicyServiceServicer):
             admission=self._core.admission,
             live=live,
             telemetry=self._telemetry,
+            rehearsal=self._rehearsal,
             clock=self._core.clock,
         )
         self._sessions.add(session)
@@ -239,10 +241,11 @@ class NativeServer:
         max_message_bytes: int,
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         share_port: bool = False,
+        rehearsal: bool = False,
     ) -> None:
-        """`share_port`: whether other processes may listen on the same port."""
+        """`share_port`: whether other processes may listen on the same port; `rehearsal`: see `server.rehearsal`."""
         self._core = core
-        self._service = NativeService(core, live, telemetry)
+        self._service = NativeService(core, live, telemetry, rehearsal=rehearsal)
         self._open_inference = OpenInferenceService(open_inference, core)
         self._health = health.aio.HealthServicer()
         self._telling: set[asyncio.Future[None]] = set()

@@ -50,6 +50,7 @@ class PolicyServer:
             max_message_bytes=config.max_message_bytes,
             interceptors=(GrpcInterceptor(self._tracing),),
             share_port=self._worker,
+            rehearsal=config.rehearsal,
         )
         self.grpc_address = config.grpc_address
         self.http_address = config.http_address

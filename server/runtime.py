@@ -3,7 +3,6 @@
 import contextlib
 import io
 import logging
-import math
 import os
 import threading
 import time
@@ -19,7 +18,8 @@ from numpy.typing import NDArray
 from server.bound_row import BoundRow
 from server.bundle import SAMPLE_OUTPUTS, Bundle, output_shapes
 from server.errors import BundleError, InferenceError, InvalidInputError, ProviderError
-from server.manifest import Manifest, limit
+from server.manifest import Manifest
+from server.row_check import RowCheck, limits
 from server.row_layout import RowLayout
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,6 @@ PROFILE_ROWS = 256
 """Rows, and candidates of a row, that TensorRT builds for; more would make it build again while a robot waits."""
 WARM_UP_RUNS = 32
 WARM_UP_ROWS = 8
-LIMIT_SLACK = 1e-5
-"""Share of its limit that an action may lie outside by rounding; it is then set to the limit."""
 
 
 class Detail(StrEnum):
@@ -88,7 +86,9 @@ class Runtime:
         self._uncertainty = self._session("uncertainty.onnx", provider, observation | candidates, of_candidates)
         self.provider: str = self._policy.get_providers()[0]
         self._bound = threading.local()
-        self._low, self._high, self._slack = _limits(bundle.manifest)
+        self._low, self._high, _ = limits(bundle.manifest.action)
+        self._checks = {detail: RowCheck(layout, bundle.manifest.action) for detail, layout in self.layouts.items()}
+        self._law_checks = {detail: RowCheck(layout, ()) for detail, layout in self.law_layouts.items()}
         try:
             self._replay("policy.onnx", self._policy, tuple(shapes))
             self._replay("actor.onnx", self._actor, ("action",))
@@ -204,10 +204,7 @@ class Runtime:
         else:
             outputs = self._run(session, layout.names, {"observation": observations})
             rows = layout.join(dict(zip(layout.names, outputs, strict=True)), axes=1)
-        _check_finite(layout, rows)
-        actions = rows[:, layout.places["action"]]
-        if not ((actions >= self._low).all() and (actions <= self._high).all()):
-            actions[:] = self._within_limits(actions)
+        self._checks[detail].check(rows)
         return rows
 
     def _bound_row(
@@ -247,7 +244,7 @@ class Runtime:
         layout = self.law_layouts[detail]
         outputs = self._run(self._uncertainty, layout.names, {"observation": observations, "action": candidates})
         rows = layout.join(dict(zip(layout.names, outputs, strict=True)), axes=2)
-        _check_finite(layout, rows)
+        self._law_checks[detail].check(rows)
         return rows
 
     def check_candidates(self, rows: int, candidates: FloatArray) -> None:
@@ -277,17 +274,6 @@ class Runtime:
         except Exception as error:
             raise InferenceError(FAILED) from error
         return values
-
-    def _within_limits(self, actions: FloatArray) -> FloatArray:
-        outside = (actions < self._low - self._slack) | (actions > self._high + self._slack)
-        if outside.any():
-            row, index = map(int, np.argwhere(outside)[0])
-            channel = self.manifest.action[index]
-            raise InferenceError(
-                f"the policy gave action {actions[row, index]} for {channel.name!r} at index {index}, outside "
-                f"[{self._low[index]}, {self._high[index]}] {channel.unit}; the robot must not use it"
-            )
-        return np.clip(actions, self._low, self._high)
 
 
 def open_session(
@@ -359,18 +345,3 @@ def _fits(found: Sequence[int | str | None], expected: Axes) -> bool:
     return len(found) == len(expected) and all(
         not isinstance(size, int) or size == wanted for size, wanted in zip(found, expected, strict=True)
     )
-
-
-def _check_finite(layout: RowLayout, rows: FloatArray) -> None:
-    finite = np.isfinite(rows)
-    if not finite.all():
-        bad = layout.name_at(int(np.argwhere(~finite)[0][-1]))
-        raise InferenceError(f"the policy gave a {bad} that is not finite; the robot must not use it")
-
-
-def _limits(manifest: Manifest) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Lower limit, upper limit and rounding slack of each action channel, (A,) each."""
-    low = np.array([limit(channel.low, -math.inf) for channel in manifest.action], np.float32)
-    high = np.array([limit(channel.high, math.inf) for channel in manifest.action], np.float32)
-    size = np.maximum(np.where(np.isfinite(low), np.abs(low), 0), np.where(np.isfinite(high), np.abs(high), 0))
-    return low, high, (LIMIT_SLACK * size).astype(np.float32)

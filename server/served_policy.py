@@ -8,7 +8,16 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from protos.codec import Channel, FloatArray, Samples, Summary, VectorError, checked_vector, contract_fingerprint
+from protos.codec import (
+    Channel,
+    FloatArray,
+    Samples,
+    Summary,
+    VectorError,
+    checked_vector,
+    contract_fingerprint,
+    message_vector,
+)
 from server.batcher import INLINE_BELOW_S, Answered, Batcher, Clock, Question
 from server.decision_template import DecisionTemplate
 from server.errors import ContractMismatchError, InvalidInputError
@@ -148,6 +157,18 @@ class ServedPolicy:
         except VectorError as error:
             raise InvalidInputError(str(error)) from error
 
+    def message_observation(self, values: Sequence[float]) -> FloatArray:
+        """The same of a message's float32 numbers.
+
+        Raises:
+            InvalidInputError: as `checked_observation`.
+        """
+        self.check_not_longer(len(values))
+        try:
+            return message_vector(values, self._observation_names)
+        except VectorError as error:
+            raise InvalidInputError(str(error)) from error
+
     def check_not_longer(self, count: int) -> None:
         """Raises InvalidInputError where an observation has more numbers than channels; before it is converted, for that takes long."""
         size = len(self._observation_names)
@@ -193,21 +214,32 @@ class ServedPolicy:
         """
         if selection.rule is not Rule.ACTOR:
             return await self._best(observation, detail, asking, selection)
-        answered = await self._ask(observation[np.newaxis], None, detail, asking)
-        return Decision(
-            row=answered.rows[0],
-            layout=answered.layout,
-            selected=None,
-            queue_ns=answered.queue_ns,
-            inference_ns=answered.inference_ns,
-            own_ns=answered.own_ns,
-        )
+        return _decision(await self.batcher.ask(_question(observation[np.newaxis], None, detail, asking)))
+
+    def decide_now(self, observation: FloatArray, detail: Detail, asking: Asking) -> Decision | None:
+        """The actor's decision where it can be computed on the event loop at once; None where it has to wait, which is what `decide` does.
+
+        Raises:
+            ExpiredError, NotReadyError, InferenceError: as `decide`.
+        """
+        answered = self.batcher.now(_question(observation[np.newaxis], None, detail, asking))
+        return None if answered is None else _decision(answered)
+
+    def rehearse(self, observation: FloatArray, detail: Detail) -> Decision:
+        """The actor's decision, computed to keep the way to it warm; nothing counts it.
+
+        Raises:
+            InferenceError: as `decide`.
+        """
+        row = self.runtime.rows(observation[np.newaxis], detail)[0]
+        layout = self.runtime.layouts[detail]
+        return Decision(row=row, layout=layout, selected=None, queue_ns=0, inference_ns=0, own_ns=0)
 
     async def _best(self, observation: FloatArray, detail: Detail, asking: Asking, selection: Selection) -> Decision:
         observations = observation[np.newaxis]
         law = Detail.SAMPLES if detail is Detail.SAMPLES else Detail.SUMMARY
         with self.batcher.parts():
-            actor = await self._ask(observations, None, Detail.NONE, asking, begun=True)
+            actor = await self._ask(observations, None, Detail.NONE, asking)
             candidates = self._candidates.around(actor.rows[0], selection)
             assessed = await self._assess(observations, candidates[np.newaxis], law, asking)
         selected = pick(selection.rule, assessed.outputs[SCORES[selection.rule]][0])
@@ -234,8 +266,7 @@ class ServedPolicy:
         step = self.batcher.most_rows
         with self.batcher.parts():
             pieces = [
-                await self._ask(rows[start : start + step], None, detail, asking, begun=True)
-                for start in range(0, len(rows), step)
+                await self._ask(rows[start : start + step], None, detail, asking) for start in range(0, len(rows), step)
             ]
         return _joined(pieces, axis=0)
 
@@ -266,8 +297,7 @@ class ServedPolicy:
         for row in range(0, len(rows), step):
             own, of_own = rows[row : row + step], candidates[row : row + step]
             pieces = [
-                await self._ask(own, of_own[:, start : start + most], detail, asking, begun=True)
-                for start in range(0, count, most)
+                await self._ask(own, of_own[:, start : start + most], detail, asking) for start in range(0, count, most)
             ]
             parts.append(_joined(pieces, axis=1))
         return _joined(parts, axis=0)
@@ -290,28 +320,38 @@ class ServedPolicy:
         return rows
 
     async def _ask(
-        self,
-        observations: FloatArray,
-        candidates: FloatArray | None,
-        detail: Detail,
-        asking: Asking,
-        *,
-        begun: bool = False,
+        self, observations: FloatArray, candidates: FloatArray | None, detail: Detail, asking: Asking
     ) -> Answered:
-        question = Question(
-            observations=observations,
-            candidates=candidates,
-            detail=detail,
-            received_ns=asking.received_ns,
-            deadline_ns=asking.deadline_ns,
-            client=asking.client,
-            promised=asking.promised,
-        )
-        return await self.batcher.ask(question, begun=begun)
+        """One of the parts of a question."""
+        return await self.batcher.ask(_question(observations, candidates, detail, asking), begun=True)
 
     async def close(self) -> None:
         """Refuses what comes from now on; returns when all that waits has its answer."""
         await self.batcher.close()
+
+
+def _question(observations: FloatArray, candidates: FloatArray | None, detail: Detail, asking: Asking) -> Question:
+    return Question(
+        observations=observations,
+        candidates=candidates,
+        detail=detail,
+        received_ns=asking.received_ns,
+        deadline_ns=asking.deadline_ns,
+        client=asking.client,
+        promised=asking.promised,
+    )
+
+
+def _decision(answered: Answered) -> Decision:
+    """Of a single row."""
+    return Decision(
+        row=answered.rows[0],
+        layout=answered.layout,
+        selected=None,
+        queue_ns=answered.queue_ns,
+        inference_ns=answered.inference_ns,
+        own_ns=answered.own_ns,
+    )
 
 
 def listed(names: Sequence[str]) -> str:

@@ -74,6 +74,7 @@ class _Policy:
         self.methods: dict[Method, _Method] = {}
         self.sheds: dict[str, int] = {}
         self.batch = Distribution(BATCH_BUCKETS)
+        self.rehearsals = 0
         self.queue_depth = 0
         self.sessions = 0
         self.late_ticks = 0
@@ -162,6 +163,10 @@ class Telemetry:
         """Counts one run of ONNX Runtime over so many observations."""
         self._policies[policy].batch.observe(rows)
 
+    def rehearsed(self, policy: str) -> None:
+        """Counts one decision computed for nobody."""
+        self._policies[policy].rehearsals += 1
+
     def queue_depth(self, policy: str, waiting: int) -> None:
         """Sets how many observations wait."""
         self._policies[policy].queue_depth = waiting
@@ -227,6 +232,7 @@ _GAUGES = (
     ("dst_granted_load", "Share of a worker's inference time promised to sessions, summed over workers.", "load"),
 )
 _COUNTERS = (
+    ("dst_rehearsals", "Decisions computed for nobody shortly before a robot is expected to ask.", "rehearsals"),
     ("dst_robot_late_ticks", "Ticks that robots reported late.", "late_ticks"),
     ("dst_cvar_below_threshold", "Decisions whose return_cvar lay under the return threshold.", "cvar_below"),
 )

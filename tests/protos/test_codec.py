@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 import math
+import re
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from protos.codec import (
     channels_to_proto,
     checked_vector,
     contract_fingerprint,
+    message_vector,
     samples_from_proto,
     samples_to_proto,
     summary_from_proto,
@@ -96,6 +98,23 @@ def test_other_shapes_are_refused(values):
 def test_number_beyond_float32_is_refused_by_channel(bad):
     with pytest.raises(VectorError, match="'speed' at index 1"):
         checked_vector([0.0, bad], NAMES)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[0.0], [0.0, 1.0, 2.0], [], [math.inf, -math.inf], [math.nan, 0.0], [0.0, -math.inf], [3e38, 3e38], [-0.0, 1e-45]],
+)
+def test_the_short_way_of_a_message_takes_and_refuses_what_the_long_one_does(values):
+    numbers = pb.Observation(values=values).values
+    try:
+        expected = checked_vector(numbers, NAMES)
+    except VectorError as error:
+        with pytest.raises(VectorError, match=f"^{re.escape(str(error))}$"):
+            message_vector(numbers, NAMES)
+    else:
+        found = message_vector(numbers, NAMES)
+        assert found.dtype == np.float32
+        assert found.tobytes() == expected.tobytes()
 
 
 def described(**settings):
