@@ -128,14 +128,15 @@ def export(config: ExportConfig, *, progress: Progress | None = None) -> dict[st
 
 
 def _calibration(directory: Path, run: Run, law: UncertaintyGraph, progress: Progress) -> Calibration:
-    """That of this actor and this law: the run's own, or a new one as thorough as that, which is then kept with the run."""
+    """That of this actor, law and task: the run's own, or a new one as thorough as that, which is then kept with the run."""
     kept = Calibration.read(directory)
-    if kept is not None and kept.fingerprint == fingerprint(run, law):
+    own = (fingerprint(run, law), run.config.env, run.config.perturb, run.config.agent.discount)
+    if kept is not None and (kept.fingerprint, kept.environment, kept.perturbations, kept.discount) == own:
         return kept
     config = CalibrationConfig()
     if kept is not None:
         progress.console.print(
-            f"{directory / CALIBRATION_FILE} is of another actor or law (another --samples, say): calibrating anew"
+            f"{directory / CALIBRATION_FILE} is of another actor, law or task (another --samples, say): calibrating anew"
         )
         config = CalibrationConfig(**{field.name: getattr(kept, field.name) for field in fields(CalibrationConfig)})
     calibration = calibrate(run, law, config, progress=progress)

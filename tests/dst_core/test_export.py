@@ -227,6 +227,27 @@ def test_calibration_of_this_law_is_taken_and_one_of_another_law_is_made_anew_as
     assert kept.fingerprint == fingerprint(load_run(run), served_law(load_run(run), samples=16))
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"perturbations": ("actuation=0.5",)},
+        pytest.param({"environment": "Reacher-v5"}, marks=pytest.mark.slow),
+        pytest.param({"discount": 0.9}, marks=pytest.mark.slow),
+    ],
+)
+def test_calibration_in_another_task_is_not_taken(pendulum: Path, tmp_path: Path, other: dict[str, object]) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(pendulum, run)
+    kept = Calibration.read(run)
+    assert kept is not None
+    dataclasses.replace(kept, **other).write(run)
+    export(ExportConfig(run=run, out=tmp_path / "bundle", samples=8))
+    assert Calibration.read(run) == kept
+    assert json.loads((tmp_path / "bundle" / "card.json").read_text())["calibration"] == json.loads(
+        json.dumps(dataclasses.asdict(kept))
+    )
+
+
 def test_fingerprint_is_that_of_actor_and_law_alone(pendulum: Path) -> None:
     run, other = load_run(pendulum), load_run(pendulum)
     law = served_law(run, samples=8)
