@@ -21,7 +21,8 @@ class ClockOffsetEstimator:
     """
 
     def __init__(self, window: int = 256) -> None:
-        self._exchanges: deque[ClockOffset] = deque(maxlen=window)
+        self._exchanges: deque[tuple[int, int]] = deque(maxlen=window)
+        """Error and offset of each: made into a `ClockOffset` when somebody asks, for an answer is waited for while they are added."""
 
     def add(self, *, sent_ns: int, received_ns: int, replied_ns: int, returned_ns: int) -> None:
         """Add one exchange: sent and returned on the robot's clock, received and replied on the server's.
@@ -32,9 +33,12 @@ class ClockOffsetEstimator:
         if on_the_wire_ns < 0:
             return
         offset_ns = ((received_ns - sent_ns) + (replied_ns - returned_ns)) // 2
-        self._exchanges.append(ClockOffset(offset_ns=offset_ns, error_ns=(on_the_wire_ns + 1) // 2))
+        self._exchanges.append(((on_the_wire_ns + 1) // 2, offset_ns))
 
     @property
     def best(self) -> ClockOffset | None:
         """The estimate with the smallest error bound, or None before the first exchange."""
-        return min(self._exchanges, key=lambda exchange: exchange.error_ns, default=None)
+        if not self._exchanges:
+            return None
+        error_ns, offset_ns = min(self._exchanges)
+        return ClockOffset(offset_ns=offset_ns, error_ns=error_ns)
