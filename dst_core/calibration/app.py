@@ -69,7 +69,7 @@ def episode_bar(console: Console) -> Progress:
 def tables(calibration: Calibration) -> list[Table]:
     """The result for a person."""
     holds = Table(title="share of fresh returns within central intervals, and their width")
-    for column in ("level", "raw", "corrected", "width", "corrected"):
+    for column in ("level", "raw", "corrected", "raw\nwidth", "corrected\nwidth"):
         holds.add_column(column, justify="right")
     raw, fixed = calibration.raw, calibration.corrected
     for index, level in enumerate(calibration.levels):
