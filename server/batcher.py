@@ -182,27 +182,45 @@ class Batcher:
             NotReadyError: the policy was unloaded.
             InferenceError: the policy gave no usable output.
         """
-        answer = self.now(question, begun=begun)
-        return await self._queued(question) if answer is None else answer
+        if not begun:
+            self._check_open()
+        if self._at_once(question.rows):
+            answer = self._compute([question])[0]
+            self.on_batch(question.rows)
+            return answer
+        return await self._queued(question)
 
-    def now(self, question: Question, *, begun: bool = False) -> Answered | None:
-        """The answer where it can be computed on the event loop at once; None where it has to wait, which is what `ask` does.
+    def now(
+        self, observation: FloatArray, detail: Detail, *, received_ns: int, deadline_ns: int | None
+    ) -> Answered | None:
+        """The policy's own answer to one observation (S,), where it can be computed on the event loop at once; None where it has to wait.
+
+        What `ask` does, with fewer steps: it is the way of most decisions.
 
         Raises:
             ExpiredError, NotReadyError, InferenceError: as `ask`.
         """
-        if not begun:
-            self._check_open()
-        rows = question.rows
-        # While the thread is busy with something long, something short need not wait for it.
-        if self.sessions >= CROWD or not self._short(rows) or (self._waiting and self._short_waits()):
+        self._check_open()
+        if not self._at_once(1):
             return None
-        answer = self._compute([question])[0]
-        self.on_batch(rows)
-        return answer
+        started_ns = self._clock()
+        if deadline_ns is not None and started_ns >= deadline_ns:
+            raise _expired_error(started_ns, deadline_ns)
+        try:
+            rows = self._runtime.rows(observation[np.newaxis], detail)
+        except InferenceError as error:
+            self._log(error)
+            raise
+        self._computed_ns = ended_ns = self._clock()
+        took_ns = ended_ns - started_ns
+        self.on_batch(1)
+        return Answered(rows, self._runtime.layouts[detail], started_ns - received_ns, took_ns, took_ns)
 
-    def _short_waits(self) -> bool:
-        return any(self._short(waiting.question.rows) for waiting in self._waiting)
+    def _at_once(self, rows: int) -> bool:
+        """Whether so many rows are computed on the event loop now; what is short need not wait while the thread computes what is long."""
+        if self.sessions >= CROWD or not self._short(rows):
+            return False
+        return not (self._waiting and any(self._short(waiting.question.rows) for waiting in self._waiting))
 
     async def _queued(self, question: Question) -> Answered:
         self._make_room(question)
@@ -363,15 +381,11 @@ class Batcher:
         first = questions[0]
         if len(questions) == 1 and _expired(first, started_ns):
             assert first.deadline_ns is not None
-            raise ExpiredError(
-                f"the observation expired {(started_ns - first.deadline_ns) / 1e6:.1f} ms before it could be computed; "
-                "send a newer one"
-            )
+            raise _expired_error(started_ns, first.deadline_ns)
         try:
             rows, layout = self._rows(questions)
         except InferenceError as error:
-            version = self._runtime.manifest.version
-            logger.error("policy %s version %s: %s", self._name, version, error, exc_info=error.__cause__)  # noqa: TRY400
+            self._log(error)
             raise
         self._computed_ns = self._clock()
         inference_ns = self._computed_ns - started_ns
@@ -390,6 +404,10 @@ class Batcher:
             )
             start = stop
         return answers
+
+    def _log(self, error: InferenceError) -> None:
+        version = self._runtime.manifest.version
+        logger.error("policy %s version %s: %s", self._name, version, error, exc_info=error.__cause__)
 
     def _rows(self, questions: Sequence[Question]) -> tuple[FloatArray, RowLayout]:
         first, detail = questions[0], questions[0].detail
@@ -413,6 +431,11 @@ class Batcher:
 
 def _expired(question: Question, now_ns: int) -> bool:
     return question.deadline_ns is not None and now_ns >= question.deadline_ns
+
+
+def _expired_error(now_ns: int, deadline_ns: int) -> ExpiredError:
+    late_ms = (now_ns - deadline_ns) / 1e6
+    return ExpiredError(f"the observation expired {late_ms:.1f} ms before it could be computed; send a newer one")
 
 
 def _alike(one: Question, other: Question) -> bool:

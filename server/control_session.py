@@ -179,9 +179,7 @@ class ControlSession:
         except InvalidInputError as error:
             refusal = error
         promised = refusal is None and self._meter is not None and self._meter.within(received_ns)
-        return _Received(
-            observation=observation, received_ns=received_ns, vector=vector, promised=promised, refusal=refusal
-        )
+        return _Received(observation, received_ns, vector, promised, refusal)
 
     def _report(self, observation: pb.Observation) -> None:
         if observation.HasField("status"):
@@ -249,17 +247,20 @@ class ControlSession:
             raise received.refusal
         if self._newest > received.observation.tick:
             raise SupersededError
+        received_ns = received.received_ns
+        # The clocks of robot and server cannot be compared, so the budget counts from receipt.
+        deadline_ns = received_ns + received.observation.validity_ns
+        if self._actor:
+            vector, detail = received.vector, self._detail
+            decision = self._policy.decide_now(vector, detail, received_ns=received_ns, deadline_ns=deadline_ns)
+            if decision is not None:
+                return decision
         asking = Asking(
-            received_ns=received.received_ns,
-            # The clocks of robot and server cannot be compared, so the budget counts from receipt.
-            deadline_ns=received.received_ns + received.observation.validity_ns,
+            received_ns=received_ns,
+            deadline_ns=deadline_ns,
             client=self._live.session,
             promised=received.promised,
         )
-        # Without so much as a coroutine, where it need not wait: what is touched after a pause is slow.
-        decision = self._policy.decide_now(received.vector, self._detail, asking) if self._actor else None
-        if decision is not None:
-            return decision
         return await self._policy.decide(received.vector, self._detail, asking, selection=self._selection)
 
     def _rehearse(self) -> None:

@@ -216,13 +216,15 @@ class ServedPolicy:
             return await self._best(observation, detail, asking, selection)
         return _decision(await self.batcher.ask(_question(observation[np.newaxis], None, detail, asking)))
 
-    def decide_now(self, observation: FloatArray, detail: Detail, asking: Asking) -> Decision | None:
+    def decide_now(
+        self, observation: FloatArray, detail: Detail, *, received_ns: int, deadline_ns: int
+    ) -> Decision | None:
         """The actor's decision where it can be computed on the event loop at once; None where it has to wait, which is what `decide` does.
 
         Raises:
             ExpiredError, NotReadyError, InferenceError: as `decide`.
         """
-        answered = self.batcher.now(_question(observation[np.newaxis], None, detail, asking))
+        answered = self.batcher.now(observation, detail, received_ns=received_ns, deadline_ns=deadline_ns)
         return None if answered is None else _decision(answered)
 
     def rehearse(self, observation: FloatArray, detail: Detail) -> Decision:
@@ -344,14 +346,8 @@ def _question(observations: FloatArray, candidates: FloatArray | None, detail: D
 
 def _decision(answered: Answered) -> Decision:
     """Of a single row."""
-    return Decision(
-        row=answered.rows[0],
-        layout=answered.layout,
-        selected=None,
-        queue_ns=answered.queue_ns,
-        inference_ns=answered.inference_ns,
-        own_ns=answered.own_ns,
-    )
+    rows, layout, queue_ns, inference_ns, own_ns = answered
+    return Decision(rows[0], layout, None, queue_ns, inference_ns, own_ns)
 
 
 def listed(names: Sequence[str]) -> str:
