@@ -33,7 +33,7 @@ WAITING_PER_CLIENT = 16
 """Of these, how many one client may hold."""
 UNHURRIED_NS = 10_000_000_000
 """What has no deadline is taken as if it had this one after receipt, so that a stream of others cannot put it off for ever."""
-CROWD = 8
+CROWD = 12
 """Control sessions from which on their questions are given the chance to join: the detour costs less than it then wins."""
 LONGEST_S = 0.02
 """Longer than this nothing is computed at once, unless a single row takes longer: whoever comes then waits no more than that."""
