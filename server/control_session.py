@@ -25,7 +25,7 @@ from server.errors import (
 )
 from server.live import LiveSession
 from server.native_messages import write_decision
-from server.rehearsal import LEAD_S, Rehearsal
+from server.rehearsal import WARM_S, Rehearsal
 from server.runtime import Detail
 from server.selection import Rule, Selection
 from server.served_policy import Asking, Decision, ServedPolicy
@@ -105,7 +105,7 @@ class ControlSession:
         """What a rehearsal repeats."""
         self._rehearsal: Rehearsal | None = None
         if rehearsal and self._at_once and self._actor:
-            busy = functools.partial(policy.batcher.busy_within, LEAD_S)
+            busy = functools.partial(policy.batcher.busy_within, WARM_S)
             later = asyncio.get_running_loop().call_later
             self._rehearsal = Rehearsal(self._rehearse, busy=busy, later=later, clock=clock)
         self._live = live

@@ -12,8 +12,10 @@ from server.batcher import Clock
 Later = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
 LEAD_S = 0.002
 """Before the question is expected: as late as the event loop's timers, which count milliseconds, can be sure to be early enough."""
-PERIODS_S = (0.004, 1.0)
-"""Of robots for which it is worth while: caches stay warm for less than the first; the last bounds what is foretold."""
+WARM_S = 0.004
+"""So long after something was computed the way is taken for warm."""
+LONGEST_PERIOD_S = 1.0
+"""Of a robot that is foretold."""
 REGULAR = 0.2
 """Share of the period by which two in a row may differ; a robot that asks now and then is not foretold."""
 
@@ -23,7 +25,7 @@ class Rehearsal:
 
     Args:
         rehearse: computes what was asked last, and gives it to nobody.
-        busy: whether something is computed or has been within the lead, so that all is warm.
+        busy: whether something is computed or was within `WARM_S`.
         later: calls back after so many seconds.
         clock: of the times of receipt.
     """
@@ -45,7 +47,7 @@ class Rehearsal:
             return
         previous_s, self._period_s = self._period_s, (received_ns - previous_ns) / 1e9
         regular = abs(self._period_s - previous_s) <= REGULAR * previous_s
-        if regular and PERIODS_S[0] <= self._period_s <= PERIODS_S[1]:
+        if regular and WARM_S <= self._period_s <= LONGEST_PERIOD_S:
             since_s = (self._clock() - received_ns) / 1e9
             if (delay_s := self._period_s - since_s - LEAD_S) > 0:
                 self._timer = self._later(delay_s, self._due)
