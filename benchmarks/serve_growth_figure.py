@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator
 
 from dst_core.style import drawing, save, styles
 
@@ -38,6 +39,9 @@ def draw(curves: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], stem: 
             panel.set(xscale="log", yscale="log", xlabel=AXIS_NAMES[axis])
             panel.set_xticks(sizes, [str(size) for size in sizes])
             panel.minorticks_off()
+        # Latencies seldom span decades, so powers of ten alone would leave the axis almost empty.
+        panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panels[0].yaxis.set_major_formatter(FormatStrFormatter("%g"))
         panels[0].set_ylabel("ms")
         figure.legend(loc="outside upper center", ncols=len(NAMES))
         save(figure, stem)
