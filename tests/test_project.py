@@ -1,5 +1,6 @@
 """The project as a whole: its lock file, its commands, its import rules, and nothing of the machine it was written on."""
 
+import os
 import re
 import subprocess
 import sys
@@ -78,3 +79,18 @@ def test_no_file_names_a_directory_of_somebodys_machine() -> None:
     contents = {path: path.read_bytes() for path in paths if path.is_file()}
     texts = {path: content for path, content in contents.items() if b"\0" not in content}
     assert [str(path.relative_to(ROOT)) for path, content in texts.items() if private.search(content)] == []
+
+
+@pytest.mark.parametrize("half", ["server", "sim_bridge"])
+@pytest.mark.parametrize(
+    ("given", "found"), [(None, "-event_engine_client,-event_engine_listener"), ("", ""), ("other", "other")]
+)
+def test_how_grpc_reads_is_set_before_it_is_imported_unless_the_user_has_decided(half, given, found):
+    environment = {name: value for name, value in os.environ.items() if name != "GRPC_EXPERIMENTS"}
+    if given is not None:
+        environment["GRPC_EXPERIMENTS"] = given
+    program = f"import sys, {half}, os; assert 'grpc' not in sys.modules; print(os.environ['GRPC_EXPERIMENTS'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == found + "\n"
