@@ -13,6 +13,7 @@ from server.errors import (
     ContractMismatchError,
     ExpiredError,
     InvalidInputError,
+    NotReadyError,
     OverloadedError,
     ShuttingDownError,
     UnknownPolicyError,
@@ -120,7 +121,29 @@ def test_expired_observation_is_not_computed(loaded):
     runtime.armed = True  # a decision that is begun would leave a trace
     with pytest.raises(ExpiredError, match=r"expired 2\.0 ms before it could be computed"):
         asyncio.run(policy.decide(observation, Detail.NONE, Asking(received_ns=0, deadline_ns=clock.now - 2_000_000)))
+    for late_ns in (0, 2_000_000):
+        with pytest.raises(ExpiredError, match=rf"expired {late_ns / 1e6:.1f} ms before it could be computed"):
+            policy.decide_now(observation, Detail.NONE, received_ns=0, deadline_ns=clock.now - late_ns)
     assert not runtime.entered.acquire(blocking=False)
+
+
+@pytest.mark.parametrize("detail", Detail)
+def test_the_short_way_decides_the_same(policy, detail):
+    observation = policy.checked_observation([0.1, -0.2, 0.3])
+    asked = asyncio.run(policy.decide(observation, detail, Asking(received_ns=0)))
+    now = policy.decide_now(observation, detail, received_ns=0, deadline_ns=1 << 62)
+    np.testing.assert_array_equal(now.row, asked.row)
+    assert (now.layout, now.selected) == (asked.layout, None)
+    assert now.own_ns == now.inference_ns
+
+
+def test_the_short_way_is_no_way_past_what_has_to_wait_or_is_closed(runtime):
+    policy = ServedPolicy(runtime, inline_below_s=0.0)
+    observation = policy.checked_observation([0.1, -0.2, 0.3])
+    assert policy.decide_now(observation, Detail.NONE, received_ns=0, deadline_ns=1 << 62) is None
+    asyncio.run(policy.close())
+    with pytest.raises(NotReadyError):
+        policy.decide_now(observation, Detail.NONE, received_ns=0, deadline_ns=1 << 62)
 
 
 def test_queue_time_and_inference_time_are_told_apart(loaded):
