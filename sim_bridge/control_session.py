@@ -31,6 +31,7 @@ class _Outbox(Iterator[pb.ControlRequest]):
     def __init__(self, opening: pb.ControlRequest) -> None:
         self._waiting: queue.SimpleQueue[pb.ControlRequest | None] = queue.SimpleQueue()
         self._waiting.put(opening)
+        self._closed = False
 
     def put(self, request: pb.ControlRequest | None) -> None:
         """Send this next, in place of any observation that still waits."""
@@ -39,12 +40,13 @@ class _Outbox(Iterator[pb.ControlRequest]):
         self._waiting.put(request)
 
     def close(self) -> None:
-        """End the stream from this side."""
+        """End the stream from this side, whatever is put afterwards."""
+        self._closed = True
         self.put(None)
 
     def __next__(self) -> pb.ControlRequest:
         request = self._waiting.get()
-        if request is None:
+        if request is None or self._closed:
             raise StopIteration
         return request
 

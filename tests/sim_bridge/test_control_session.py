@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from protos import policy_pb2 as pb
-from sim_bridge.control_session import Outcome
+from sim_bridge.control_session import Outcome, _Outbox
 from sim_bridge.errors import RequestRefusedError, ServerOverloadedError, ServerUnreachableError
 from tests.sim_bridge.scripted_policy import decision_for, wait_until, well_behaved
 
@@ -294,3 +294,23 @@ def test_tick_that_is_not_newer_is_refused_so_that_no_old_decision_can_answer_it
             with pytest.raises(ValueError, match=f"tick must be greater than 5, got {tick}"):
                 decide(session, tick)
         assert decide(session, 6).outcome is Outcome.OK
+
+
+def test_of_what_waits_to_be_sent_the_newest_wins():
+    outbox = _Outbox(request(0))
+    assert next(outbox) == request(0)
+    for tick in (1, 2, 3):
+        outbox.put(request(tick))
+    assert next(outbox) == request(3)
+
+
+def test_nothing_is_sent_after_the_end_however_late_a_tick_is_put():
+    outbox = _Outbox(request(0))
+    outbox.close()
+    outbox.put(request(1))
+    with pytest.raises(StopIteration):
+        next(outbox)
+
+
+def request(tick):
+    return pb.ControlRequest(observation=pb.Observation(tick=tick))
