@@ -7,94 +7,29 @@ what they were joined with: the graphs that dst-export writes give a row the sam
 import asyncio
 import contextlib
 import logging
-import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import numpy as np
 
 from protos.codec import FloatArray
-from server.errors import ExpiredError, InferenceError, NotReadyError, OverloadedError, ServingError
+from server.errors import InferenceError, NotReadyError, ServingError
+from server.question import Answered, Clock, Question, check_unexpired
 from server.row_layout import RowLayout
 from server.runtime import Detail, Runtime
+from server.waiting_line import Waiting, WaitingLine
 
 logger = logging.getLogger(__name__)
 
-Clock = Callable[[], int]
 INLINE_BELOW_S = 0.001
 """What is computed within this time runs on the event loop itself: handing it to a thread costs more than that, and
 health checks wait no longer than this. The rest runs in a thread of the policy's own."""
-WAITING_LIMIT = 64
-"""Questions that may wait for one policy, beside those within a promise, of which each session has one; more are refused."""
-WAITING_PER_CLIENT = 16
-"""Of these, how many one client may hold."""
-UNHURRIED_NS = 10_000_000_000
-"""What has no deadline is taken as if it had this one after receipt, so that a stream of others cannot put it off for ever."""
 CROWD = 12
 """Control sessions from which on their questions are given the chance to join: the detour costs less than it then wins."""
 LONGEST_S = 0.02
 """Longer than this nothing is computed at once, unless a single row takes longer: whoever comes then waits no more than that."""
 LONGEST_BESIDE_PROMISES_S = 0.002
 """The same of what is joined, where a decision is computed on the event loop and a session has a promise."""
-
-
-class Question(NamedTuple):
-    """Rows that one client wants computed."""
-
-    observations: FloatArray
-    """(B, S), checked and finite."""
-    candidates: FloatArray | None
-    """(B, C, A), checked: the law of these actions. None: the policy's own action, and its law."""
-    detail: Detail
-    received_ns: int
-    deadline_ns: int | None
-    """After it nothing is computed."""
-    client: str
-    """Who asks: what one client has waiting holds up nobody else."""
-    promised: bool
-    """Within a rate that was granted, so it comes before all that was not."""
-
-    @property
-    def rows(self) -> int:
-        """Rows of the graph that it takes."""
-        return len(self.observations) * (1 if self.candidates is None else self.candidates.shape[1])
-
-
-class Answered(NamedTuple):
-    """What was computed for one question."""
-
-    rows: FloatArray
-    """(B, width), or (B, C, width) of candidates."""
-    layout: RowLayout
-    """Of the rows."""
-    queue_ns: int
-    """From receipt to the start of inference."""
-    inference_ns: int
-    """Inference, of all that was joined, and the checks of its outputs."""
-    own_ns: int
-    """Its part of that, by rows."""
-
-    @property
-    def outputs(self) -> Mapping[str, FloatArray]:
-        """Output name to (B, ...), or (B, C, ...) of candidates."""
-        return self.layout.split(self.rows)
-
-
-@dataclass(kw_only=True, eq=False)
-class _Waiting:
-    question: Question
-    turn: int
-    """Rows that its client had asked for before, from when it last had nothing waiting (start-time fair queueing, Goyal et al., 1996)."""
-    answer: "asyncio.Future[Answered]" = field(repr=False)
-
-    @property
-    def due_ns(self) -> int:
-        """When its turn comes among equals."""
-        question = self.question
-        return question.received_ns + UNHURRIED_NS if question.deadline_ns is None else question.deadline_ns
 
 
 class Batcher:
@@ -105,27 +40,22 @@ class Batcher:
         """Control sessions that are open: many are likely to ask at once, so their questions go through the queue, where they join."""
         self.promises = 0
         """Of these, how many have a promise."""
-        self.on_batch: Callable[[int], None] = _ignore
+        self.on_batch: Callable[[int], None] = lambda _rows: None
         """Told the rows of every batch."""
-        self.on_waiting: Callable[[int], None] = _ignore
-        """Told how many questions wait, whenever that changes."""
+        self.line = WaitingLine(policy=runtime.manifest.name, cost_s=runtime.cost_s)
+        """What waits."""
         self._runtime = runtime
         self._name = runtime.manifest.name
         self._inline_below_s = inline_below_s
         self._clock = clock
-        self._waiting: list[_Waiting] = []
         self._waking = False
         """Whether what waits is about to be looked at."""
-        self._computing: Sequence[_Waiting] = ()
+        self._computing: Sequence[Waiting] = ()
         """What is being computed in the thread."""
         self._begun = 0
         """Questions in several parts that were begun."""
         self._computed_ns = 0
         """When something was computed last."""
-        self._turn = 0
-        """The latest turn that was taken."""
-        self._next_turns: dict[str, int] = {}
-        """Of each client that asked lately."""
         self._thread: ThreadPoolExecutor | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -138,7 +68,7 @@ class Batcher:
 
     def busy_within(self, seconds: float) -> bool:
         """Whether anything waits, is computed, or was computed within so many seconds."""
-        return bool(self._waiting or self._computing) or self._clock() - self._computed_ns < 1e9 * seconds
+        return bool(self.line or self._computing) or self._clock() - self._computed_ns < 1e9 * seconds
 
     def longest_s(self, rows: int) -> float:
         """The longest that a promised question of so many rows may have to wait for what is being computed, in seconds."""
@@ -204,8 +134,7 @@ class Batcher:
         if not self._at_once(1):
             return None
         started_ns = self._clock()
-        if deadline_ns is not None and started_ns >= deadline_ns:
-            raise _expired_error(started_ns, deadline_ns)
+        check_unexpired(deadline_ns, started_ns)
         try:
             rows = self._runtime.rows(observation[np.newaxis], detail)
         except InferenceError as error:
@@ -220,50 +149,16 @@ class Batcher:
         """Whether so many rows are computed on the event loop now; what is short need not wait while the thread computes what is long."""
         if self.sessions >= CROWD or not self._short(rows):
             return False
-        return not (self._waiting and any(self._short(waiting.question.rows) for waiting in self._waiting))
+        return not (any(self._short(waiting.question.rows) for waiting in self.line))
 
     async def _queued(self, question: Question) -> Answered:
-        self._make_room(question)
-        turn = max(self._turn, self._next_turns.get(question.client, 0))
-        self._next_turns[question.client] = turn + question.rows
-        waiting = _Waiting(question=question, turn=turn, answer=asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
-        self.on_waiting(len(self._waiting))
+        waiting = self.line.join(question)
         self._idle.clear()
         self._wake()
         try:
             return await waiting.answer
         finally:
-            if waiting in self._waiting:  # the client went away
-                self._waiting.remove(waiting)
-                self.on_waiting(len(self._waiting))
-
-    def _make_room(self, question: Question) -> None:
-        """Where too much waits, sheds the latest of the client that holds most, unless that is the one who asks."""
-        own = sum(waiting.question.client == question.client for waiting in self._waiting)
-        if own >= WAITING_PER_CLIENT:
-            raise self._overloaded(f"{own} observations of this client")
-        if question.promised or len(self._waiting) < WAITING_LIMIT:
-            return
-        unpromised = [waiting for waiting in self._waiting if not waiting.question.promised]
-        if len(unpromised) < WAITING_LIMIT:
-            return
-        ((greediest, most),) = Counter(waiting.question.client for waiting in unpromised).most_common(1)
-        if most <= own + 1:
-            raise self._overloaded(f"{len(unpromised)} observations")
-        shed = next(waiting for waiting in reversed(unpromised) if waiting.question.client == greediest)
-        self._waiting.remove(shed)
-        if not shed.answer.done():
-            shed.answer.set_exception(
-                self._overloaded(f"{most} observations of this client and {len(unpromised)} in all")
-            )
-
-    def _overloaded(self, held: str) -> OverloadedError:
-        seconds = self._runtime.cost_s(sum(waiting.question.rows for waiting in self._waiting))
-        return OverloadedError(
-            f"policy {self._name!r} has {held} waiting, its limit; retry later",
-            retry_after_ms=max(1, math.ceil(1000 * seconds)),
-        )
+            self.line.leave(waiting)  # if the client went away
 
     def _wake(self) -> None:
         """Has what waits looked at once all that has arrived by now is in."""
@@ -292,12 +187,12 @@ class Batcher:
         computing.add_done_callback(lambda done: self._computed(batch, done))
         self._wake()
 
-    def _computed(self, batch: Sequence[_Waiting], done: "asyncio.Future[list[Answered | ServingError]]") -> None:
+    def _computed(self, batch: Sequence[Waiting], done: "asyncio.Future[list[Answered | ServingError]]") -> None:
         self._computing = ()
         failure = done.exception()
         self._finished(batch, done.result() if failure is None else [failure] * len(batch))
 
-    def _finished(self, batch: Sequence[_Waiting], answers: Sequence[Answered | BaseException]) -> None:
+    def _finished(self, batch: Sequence[Waiting], answers: Sequence[Answered | BaseException]) -> None:
         self.on_batch(sum(waiting.question.rows for waiting in batch))
         for waiting, answer in zip(batch, answers, strict=True):
             if waiting.answer.done():
@@ -309,58 +204,23 @@ class Batcher:
         self._wake()
 
     def _settle(self) -> None:
-        if not (self._waiting or self._computing or self._begun):
-            self._next_turns.clear()
+        if not (self.line or self._computing or self._begun):
+            self.line.forget_turns()
             self._idle.set()
 
-    def _take(self) -> list[_Waiting]:
-        """What is computed next: the first in line, and what goes with it without making anyone late."""
-        waiting, longest_s = self._in_order(), LONGEST_S
-        if self.promises and self.inline:
-            longest_s = LONGEST_BESIDE_PROMISES_S
-        if self._computing:
-            if all(self._short(computing.question.rows) for computing in self._computing):
-                return []  # it is over soon, and more joins meanwhile
-            waiting, longest_s = [one for one in waiting if self._short(one.question.rows)], self._inline_below_s
-        if not waiting:
-            return []
-        now_ns = self._clock()
-        first, *others = waiting
-        batch, rows, due_ns = [first], first.question.rows, self._limit_ns(first, now_ns)
-        for other in others:
-            joined, earliest_ns = rows + other.question.rows, min(due_ns, self._limit_ns(other, now_ns))
-            cost_s = self._runtime.cost_s(joined)
-            if cost_s < longest_s and now_ns + 1e9 * cost_s <= earliest_ns and _alike(first.question, other.question):
-                batch.append(other)
-                rows, due_ns = joined, earliest_ns
-        for one in batch:
-            self._waiting.remove(one)
-            self._turn = max(self._turn, one.turn)
-        self._next_turns = {client: turn for client, turn in self._next_turns.items() if turn > self._turn}
-        self.on_waiting(len(self._waiting))
-        return batch
-
-    def _limit_ns(self, waiting: _Waiting, now_ns: int) -> float:
-        """When it has to be computed; without limit where it would be late alone, too, so that it makes nobody else wait."""
-        deadline_ns = waiting.question.deadline_ns
-        alone_ns = now_ns + 1e9 * self._runtime.cost_s(waiting.question.rows)
-        return math.inf if deadline_ns is None or alone_ns > deadline_ns else deadline_ns
-
-    def _in_order(self) -> list[_Waiting]:
-        """Promised before not; who has had no more than its share before who has; the earliest deadline first."""
-        return sorted(
-            self._waiting,
-            key=lambda waiting: (
-                not waiting.question.promised,
-                max(0, waiting.turn - self._turn),
-                waiting.due_ns,
-            ),
-        )
+    def _take(self) -> list[Waiting]:
+        """What is computed next; beside what is long and computed in the thread, what is short."""
+        if not self._computing:
+            together_s = LONGEST_BESIDE_PROMISES_S if self.promises and self.inline else LONGEST_S
+            return self.line.take(self._clock(), longest_s=together_s, fits=lambda _rows: True)
+        if all(self._short(computing.question.rows) for computing in self._computing):
+            return []  # it is over soon, and more joins meanwhile
+        return self.line.take(self._clock(), longest_s=self._inline_below_s, fits=self._short)
 
     def _answers(self, questions: Sequence[Question]) -> list[Answered | ServingError]:
         """One answer each; a question that fails does not take those down that it was joined with."""
         now_ns = self._clock()
-        alive = [question for question in questions if not _expired(question, now_ns)]
+        alive = [question for question in questions if not question.expired(now_ns)]
         answers: dict[int, Answered | ServingError] = {}
         try:
             if len(alive) > 1:
@@ -378,10 +238,8 @@ class Batcher:
 
     def _compute(self, questions: Sequence[Question]) -> list[Answered]:
         started_ns = self._clock()
-        first = questions[0]
-        if len(questions) == 1 and _expired(first, started_ns):
-            assert first.deadline_ns is not None
-            raise _expired_error(started_ns, first.deadline_ns)
+        if len(questions) == 1:
+            check_unexpired(questions[0].deadline_ns, started_ns)
         try:
             rows, layout = self._rows(questions)
         except InferenceError as error:
@@ -427,25 +285,3 @@ class Batcher:
         await self._idle.wait()
         if self._thread is not None:
             self._thread.shutdown()
-
-
-def _expired(question: Question, now_ns: int) -> bool:
-    return question.deadline_ns is not None and now_ns >= question.deadline_ns
-
-
-def _expired_error(now_ns: int, deadline_ns: int) -> ExpiredError:
-    late_ms = (now_ns - deadline_ns) / 1e6
-    return ExpiredError(f"the observation expired {late_ms:.1f} ms before it could be computed; send a newer one")
-
-
-def _alike(one: Question, other: Question) -> bool:
-    """Whether one run of a graph can answer both, and nobody who has a promise waits for somebody who has none."""
-    if one.promised is not other.promised:
-        return False
-    if one.candidates is None or other.candidates is None:
-        return one.detail is other.detail and one.candidates is other.candidates
-    return one.detail is other.detail and one.candidates.shape[1] == other.candidates.shape[1]
-
-
-def _ignore(_number: int) -> None:
-    pass

@@ -13,7 +13,7 @@ import numpy as np
 from protos import policy_pb2 as pb
 from protos.codec import FloatArray
 from server.admission import Admission, Promise, RateMeter
-from server.batcher import INLINE_BELOW_S, Clock
+from server.batcher import INLINE_BELOW_S
 from server.errors import (
     ExpiredError,
     InferenceError,
@@ -25,6 +25,7 @@ from server.errors import (
 )
 from server.live import LiveSession
 from server.native_messages import write_decision
+from server.question import Clock
 from server.rehearsal import WARM_S, Rehearsal
 from server.runtime import Detail
 from server.selection import Rule, Selection

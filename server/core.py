@@ -5,8 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from server.admission import Admission
-from server.batcher import Clock
 from server.errors import BundleError, InvalidInputError, NotReadyError, ShuttingDownError, UnknownPolicyError
+from server.question import Clock
 from server.served_policy import ServedPolicy, listed
 
 Watcher = Callable[[str, ServedPolicy | None], None]

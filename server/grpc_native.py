@@ -17,7 +17,6 @@ from protos import open_inference_pb2, open_inference_pb2_grpc, policy_pb2_grpc
 from protos import policy_pb2 as pb
 from server import logs
 from server.admission import Promise
-from server.batcher import Answered
 from server.control_session import ControlSession
 from server.core import Core
 from server.errors import InvalidInputError, OverloadedError, ServingError
@@ -33,6 +32,7 @@ from server.native_messages import (
 )
 from server.oip.grpc_service import OpenInferenceService
 from server.oip.inference_service import InferenceService
+from server.question import Answered
 from server.selection import Selection
 from server.served_policy import Asking, Decision, ServedPolicy
 from server.telemetry import Method, Telemetry

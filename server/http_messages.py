@@ -9,9 +9,9 @@ import numpy as np
 from pydantic import BaseModel, FailFast, Field, WithJsonSchema
 
 from protos.codec import FloatArray, Samples, Summary
-from server.batcher import Answered
 from server.errors import InvalidInputError
 from server.manifest import Calibration
+from server.question import Answered
 from server.request_body import RequestBody
 from server.runtime import Detail
 from server.selection import ACTOR, MOST_CANDIDATES, Rule, Selection

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 from fastapi import APIRouter, Request
 
-from server.batcher import Answered
 from server.core import Core
 from server.errors import OverloadedError, ServingError
 from server.http_messages import (
@@ -21,6 +20,7 @@ from server.http_messages import (
     numbers,
     policy_reply,
 )
+from server.question import Answered
 from server.selection import ACTOR
 from server.served_policy import Asking, Decision
 from server.telemetry import Method, Telemetry

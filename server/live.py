@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from protos import policy_pb2 as pb
 from protos.codec import FloatArray
-from server.batcher import Clock
 from server.core import Core
 from server.errors import OverloadedError
 from server.http_messages import calibration_reply
+from server.question import Clock
 from server.row_layout import RowLayout
 from server.runtime import Detail
 from server.served_policy import Decision, ServedPolicy

@@ -4,10 +4,10 @@ import numpy as np
 
 from protos import policy_pb2 as pb
 from protos.codec import channels_to_proto, samples_to_proto, summary_to_proto
-from server.batcher import Answered
 from server.decision_template import DecisionTemplate
 from server.errors import InvalidInputError
 from server.manifest import Calibration
+from server.question import Answered
 from server.runtime import Detail
 from server.selection import ACTOR, Rule, Selected, Selection
 from server.served_policy import MAX_ROWS, Decision, ServedPolicy, samples_of, summary_of

@@ -128,7 +128,7 @@ def observe(core: Core, telemetry: Telemetry) -> None:
             return
         telemetry.add_policy(policy.manifest)
         policy.batcher.on_batch = functools.partial(telemetry.batch, name)
-        policy.batcher.on_waiting = functools.partial(telemetry.queue_depth, name)
+        policy.batcher.line.on_length = functools.partial(telemetry.queue_depth, name)
 
     core.watchers.append(changed)
     for name, policy in core.policies.items():

@@ -7,7 +7,7 @@ twice the time of one right after another. A robot's ticks can be foretold, so t
 import asyncio
 from collections.abc import Callable
 
-from server.batcher import Clock
+from server.question import Clock
 
 Later = Callable[[float, Callable[[], None]], asyncio.TimerHandle]
 LEAD_S = 0.002

@@ -18,10 +18,11 @@ from protos.codec import (
     contract_fingerprint,
     message_vector,
 )
-from server.batcher import INLINE_BELOW_S, Answered, Batcher, Clock, Question
+from server.batcher import INLINE_BELOW_S, Batcher
 from server.decision_template import DecisionTemplate
 from server.errors import ContractMismatchError, InvalidInputError
 from server.manifest import ChannelLimits, limit
+from server.question import Answered, Clock, Question
 from server.row_layout import RowLayout
 from server.runtime import Detail, Runtime
 from server.selection import ACTOR, SCORES, Candidates, Rule, Selected, Selection, pick

@@ -7,7 +7,6 @@ laws of those are answered, (B, C, ...), and there is no output `action`.
 from dataclasses import dataclass
 
 from protos.codec import FloatArray
-from server.batcher import Answered
 from server.bundle import SAMPLE_OUTPUTS, output_shapes
 from server.oip.messages import (
     BACKEND,
@@ -21,6 +20,7 @@ from server.oip.messages import (
     TensorMetadata,
 )
 from server.oip.tensors import DATATYPE, SentTensor, TensorSpec, checked_inputs, checked_outputs
+from server.question import Answered
 from server.runtime import Detail
 from server.served_policy import MAX_ROWS, Asking, ServedPolicy
 

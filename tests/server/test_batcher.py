@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from server import batcher as batcher_module
-from server.batcher import Question
+from server import waiting_line
 from server.errors import ExpiredError, InferenceError, NotReadyError, OverloadedError
+from server.question import Question
 from server.runtime import Detail
 from server.served_policy import Asking, ServedPolicy
 from tests.server.running import FakeClock, GatedRuntime
@@ -132,7 +133,7 @@ def test_a_client_that_asks_much_delays_another_by_one_question_at_most(runtime,
 
 
 def test_a_client_may_hold_only_its_share_of_the_queue(runtime, monkeypatch):
-    monkeypatch.setattr(batcher_module, "WAITING_PER_CLIENT", 2)
+    monkeypatch.setattr(waiting_line, "WAITING_PER_CLIENT", 2)
     questions = [question(n, client="greedy") for n in range(3)]
     policy = slow(runtime, FakeClock())
     *held, refused, other = asyncio.run(while_one_computes(policy, runtime, *questions, question(9)))

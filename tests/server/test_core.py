@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from server import batcher as batcher_module
+from server import waiting_line
 from server.bundle import load_bundle
 from server.core import Core
 from server.errors import (
@@ -156,7 +156,7 @@ def test_queue_time_and_inference_time_are_told_apart(loaded):
 
 
 def test_overload_is_refused_with_a_hint_and_passes(gated, monkeypatch):
-    monkeypatch.setattr(batcher_module, "WAITING_LIMIT", 2)
+    monkeypatch.setattr(waiting_line, "WAITING_LIMIT", 2)
     policy = ServedPolicy(gated, inline_below_s=0.0)
     observation = policy.checked_observation([0.0, 0.0, 0.0])
     gated.armed = True

@@ -8,7 +8,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos import policy_pb2 as pb
 from protos.codec import contract_fingerprint, summary_from_proto
-from server import batcher as batcher_module
+from server import waiting_line
 from server.bundle import load_bundle
 from server.core import Core
 from server.runtime import Detail, Runtime
@@ -173,7 +173,7 @@ def test_services_are_listed_by_reflection(running):
 
 
 def test_overload_carries_a_retry_hint(gated, monkeypatch):
-    monkeypatch.setattr(batcher_module, "WAITING_LIMIT", 1)
+    monkeypatch.setattr(waiting_line, "WAITING_LIMIT", 1)
     with Running(Core([ServedPolicy(gated, inline_below_s=0.0)])) as running:
         gated.armed = True
         first = running.stub.Act.future(pb.ActRequest(observation=OBSERVATION), timeout=PATIENCE_S)

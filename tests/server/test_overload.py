@@ -8,6 +8,7 @@ import pytest
 
 from protos import policy_pb2 as pb
 from server import batcher as batcher_module
+from server import waiting_line
 from server.admission import LEAST_DECISIONS, WIRE_RANGE_S, Admission
 from server.core import Core
 from server.errors import ExpiredError, NotReadyError, OverloadedError
@@ -41,7 +42,7 @@ def refused(answers):
 
 
 def test_clients_that_fill_the_queue_do_not_shut_out_another(runtime, monkeypatch):
-    monkeypatch.setattr(batcher_module, "WAITING_LIMIT", 4)
+    monkeypatch.setattr(waiting_line, "WAITING_LIMIT", 4)
     greedy = [question(n, client=f"greedy {n % 2}") for n in range(4)]
     answers = asyncio.run(while_one_computes(slow(runtime, FakeClock()), runtime, *greedy, question(9)))
     # The latest of one that holds most is shed instead.
@@ -50,13 +51,13 @@ def test_clients_that_fill_the_queue_do_not_shut_out_another(runtime, monkeypatc
 
 
 def test_a_full_queue_in_which_all_hold_as_much_refuses_the_newcomer(runtime, monkeypatch):
-    monkeypatch.setattr(batcher_module, "WAITING_LIMIT", 3)
+    monkeypatch.setattr(waiting_line, "WAITING_LIMIT", 3)
     answers = asyncio.run(while_one_computes(slow(runtime, FakeClock()), runtime, *map(question, range(4))))
     assert refused(answers) == [False, False, False, True]
 
 
 def test_what_was_promised_is_never_shed(runtime, monkeypatch):
-    monkeypatch.setattr(batcher_module, "WAITING_LIMIT", 2)
+    monkeypatch.setattr(waiting_line, "WAITING_LIMIT", 2)
     promised = [question(n, promised=True) for n in range(3)]
     others = [question(n, client=str(n)) for n in range(10, 14)]
     answers = asyncio.run(while_one_computes(slow(runtime, FakeClock()), runtime, *others[:2], *promised, *others[2:]))

@@ -92,7 +92,7 @@ def footprint(running):
     batchers = [policy.batcher for policy in running.core.policies.values()]
     return {
         "sessions": sum(running.metric("dst_control_sessions", policy=name) for name in running.core.policies),
-        "counted": [(batcher.sessions, batcher.promises, len(batcher._waiting)) for batcher in batchers],
+        "counted": [(batcher.sessions, batcher.promises, len(batcher.line)) for batcher in batchers],
         "promised": running.core.admission.share,
         "tasks": len(asyncio.all_tasks(running._loop)),
         "threads": threading.active_count(),
