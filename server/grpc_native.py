@@ -246,6 +246,7 @@ class NativeServer:
         """`share_port`: whether other processes may listen on the same port; `rehearsal`: see `server.rehearsal`."""
         self._core = core
         self._service = NativeService(core, live, telemetry, rehearsal=rehearsal)
+        self._models = open_inference
         self._open_inference = OpenInferenceService(open_inference, core)
         self._health = health.aio.HealthServicer()
         self._telling: set[asyncio.Future[None]] = set()
@@ -291,9 +292,11 @@ class NativeServer:
         await self._server.start()
 
     async def show_health(self) -> None:
-        """Says of all policies, and of the server, whether they are served; of none while a part of the server is missing."""
-        for name in ("", *self._core.policies):
-            await self._health.set(name, self._status)
+        """Says of the server and of every policy of the repository whether it is served; none is while a part of the server is missing."""
+        await self._health.set("", self._status)
+        for model in self._models.index("", ready=False):
+            served = model.name in self._core.policies
+            await self._health.set(model.name, self._status if served else health_pb2.HealthCheckResponse.NOT_SERVING)
 
     @property
     def _status(self) -> health_pb2.HealthCheckResponse.ServingStatus.ValueType:

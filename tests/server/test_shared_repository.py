@@ -59,13 +59,21 @@ class Server(Workers):
         """What every process says of the one policy: version, state and reason."""
         (front,) = httpx.post(f"{self.http}/v2/repository/index", timeout=PATIENCE_S).json()
         told = {(front["version"], front["state"], front["reason"])}
-        for _ in range(24):  # both workers are among them, but once in ten million times
-            with grpc.insecure_channel(self.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
-                stub = GRPCInferenceServiceStub(channel)
-                (model,) = stub.RepositoryIndex(oip.RepositoryIndexRequest(), timeout=PATIENCE_S).models
-                told.add((model.version, model.state, model.reason))
+        for channel in self.channels():
+            (model,) = (
+                GRPCInferenceServiceStub(channel)
+                .RepositoryIndex(oip.RepositoryIndexRequest(), timeout=PATIENCE_S)
+                .models
+            )
+            told.add((model.version, model.state, model.reason))
         (same,) = told
         return same
+
+    def channels(self):
+        """New channels, one after the other; both workers are among their ends, but once in ten million times."""
+        for _ in range(24):
+            with grpc.insecure_channel(self.grpc, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+                yield channel
 
     def restart(self, worker):
         """Kills a worker and waits until another is in its place."""
@@ -194,6 +202,7 @@ def test_worker_that_is_started_again_serves_what_is_loaded_now(edited, retraine
         client.unload_model("reacher")
         server.restart(1)
         assert server.told() == ("", "UNAVAILABLE", "unloaded")
+        assert {health(channel, "reacher") for channel in server.channels()} == {NOT_SERVING}
         client.load_model("reacher")
         assert server.told() == (version(bundle), "READY", "")
 
