@@ -32,6 +32,8 @@ class Promise:
     latency_ms: float
     cost_s: float
     """Inference of one of its decisions."""
+    policy: str
+    """Which decides for it."""
 
 
 class Admission:
@@ -74,7 +76,12 @@ class Admission:
         wire_s = self.wire_s
         return sum(promise.rate_hz * (promise.cost_s + wire_s) for promise in self._promises)
 
-    def grant(self, *, rate_hz: float, latency_ms: float, cost_s: float, longest_s: float) -> Promise:
+    def share_of(self, policy: str) -> float:
+        """The part of one policy in that share, at what the wire cost when it was last measured: looking changes nothing."""
+        own = (promise for promise in self._promises if promise.policy == policy)
+        return sum(promise.rate_hz * (promise.cost_s + self._wire_s) for promise in own)
+
+    def grant(self, *, rate_hz: float, latency_ms: float, cost_s: float, longest_s: float, policy: str = "") -> Promise:
         """Promises a rate and a latency.
 
         Args:
@@ -82,6 +89,7 @@ class Admission:
             latency_ms: from receipt to reply, for 99 of 100; 0 means the period of that rate, at most a minute.
             cost_s: inference of one decision.
             longest_s: the longest that the processor may be taken up by something that was not promised.
+            policy: which decides, for `share_of`.
 
         Raises:
             InvalidInputError: the rate or the latency is impossible.
@@ -107,7 +115,7 @@ class Admission:
                 f"{1e3 * worst_s:.2f} ms, and {tightest:g} ms are or would be promised; ask for more time, or retry later",
                 retry_after_ms=RETRY_AFTER_MS,
             )
-        promise = Promise(rate_hz=rate_hz, latency_ms=latency_ms, cost_s=cost_s)
+        promise = Promise(rate_hz=rate_hz, latency_ms=latency_ms, cost_s=cost_s, policy=policy)
         self._promises.append(promise)
         return promise
 

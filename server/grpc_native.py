@@ -194,6 +194,7 @@ class NativeService(policy_pb2_grpc.PolicyServiceServicer):
                 latency_ms=opening.latency_ms,
                 cost_s=policy.cost_s(selection),
                 longest_s=policy.longest_s(selection),
+                policy=name,
             )
         except OverloadedError:
             self._telemetry.promised(name, granted=False)

@@ -120,7 +120,8 @@ def own_repository(core: Core, config: ServeConfig) -> Repository:
 
 
 def observe(core: Core, telemetry: Telemetry) -> None:
-    """Has `telemetry` count what becomes of the policies that are loaded now and later."""
+    """Has `telemetry` count what becomes of the policies that are loaded now and later, and of the promises made for them."""
+    telemetry.granted_load = core.admission.share_of
 
     def changed(name: str, policy: ServedPolicy | None) -> None:
         if policy is None:

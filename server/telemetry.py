@@ -5,7 +5,7 @@ instead of the 7 µs of that library's locked metrics, and it is counted on the 
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate
 from typing import Literal, get_args
 
@@ -78,7 +78,6 @@ class _Policy:
         self.queue_depth = 0
         self.sessions = 0
         self.late_ticks = 0
-        self.load = 0.0
         self.promises = {"granted": 0, "refused": 0}
         self.critic_disagreement = Distribution(RATIO_BUCKETS)
         self.data_distance = Distribution(RATIO_BUCKETS)
@@ -102,6 +101,8 @@ class Telemetry:
     def __init__(self, manifests: Iterable[Manifest] = (), *, tracing: Tracing | None = None) -> None:
         self._policies: dict[str, _Policy] = {}
         self._tracing = tracing
+        self.granted_load: Callable[[str], float] = lambda _policy: 0.0
+        """Says which share of a core is promised to the sessions of a policy."""
         for manifest in manifests:
             self.add_policy(manifest)
 
@@ -180,10 +181,6 @@ class Telemetry:
         """Counts one session that asked for a rate and a latency."""
         self._policies[policy].promises["granted" if granted else "refused"] += 1
 
-    def load(self, policy: str, share: float) -> None:
-        """Sets the share of the lane's time that is promised to sessions."""
-        self._policies[policy].load = share
-
     def session_opened(self, policy: str) -> None:
         """Counts a control session in."""
         self._policies[policy].sessions += 1
@@ -205,6 +202,7 @@ class Telemetry:
             for name, numbers in shown.items():
                 family.add_metric([name], getattr(numbers, value))
             yield family
+        yield self._granted_load(shown)
         for counter, text, value in _COUNTERS:
             counted = CounterMetricFamily(counter, text, labels=("policy",))
             for name, numbers in shown.items():
@@ -216,6 +214,14 @@ class Telemetry:
                 if not threshold or getattr(numbers, threshold) is not None:
                     getattr(numbers, value).add_to(distributed, [name])
             yield distributed
+
+    def _granted_load(self, shown: Iterable[str]) -> Metric:
+        family = GaugeMetricFamily(
+            "dst_granted_load", "Share of a core promised to sessions, summed over workers.", labels=("policy",)
+        )
+        for name in shown:
+            family.add_metric([name], self.granted_load(name))
+        return family
 
     def exposition(self) -> bytes:
         """The metrics of this process in Prometheus' text format."""
@@ -229,7 +235,6 @@ class Telemetry:
 _GAUGES = (
     ("dst_queue_depth", "Observations that wait to be computed.", "queue_depth"),
     ("dst_control_sessions", "Open control sessions.", "sessions"),
-    ("dst_granted_load", "Share of a worker's inference time promised to sessions, summed over workers.", "load"),
 )
 _COUNTERS = (
     ("dst_rehearsals", "Decisions computed for nobody shortly before a robot is expected to ask.", "rehearsals"),

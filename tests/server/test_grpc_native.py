@@ -9,6 +9,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from protos import policy_pb2 as pb
 from protos.codec import contract_fingerprint, summary_from_proto
 from server import waiting_line
+from server.admission import WIRE_S
 from server.bundle import load_bundle
 from server.core import Core
 from server.runtime import Detail, Runtime
@@ -291,6 +292,28 @@ def test_a_promise_is_told_and_given_back_when_the_session_ends(loaded):
             eventually(lambda: running.core.admission.share > 0, "a share is promised")
         eventually(lambda: running.core.admission.share == 0, "the promise is given back")
         assert running.metric("dst_promises_total", policy="reacher", outcome="refused") == 1
+
+
+def test_the_load_that_is_granted_is_shown_by_policy_for_as_long_as_sessions_last(loaded, bundle, tmp_path):
+    other = load_bundle(small_bundle.uncalibrated(bundle, tmp_path / "walker", name="walker"))
+    core = Core([ServedPolicy(Runtime(policy, "cpu")) for policy in (loaded, other)])
+    with Running(core) as running:
+
+        def shows(**rates_hz):
+            return all(
+                running.metric("dst_granted_load", policy=name)
+                == pytest.approx(rate_hz * (core.policies[name].cost_s() + WIRE_S))
+                for name, rate_hz in rates_hz.items()
+            )
+
+        promise = {"latency_ms": 500.0}
+        with Robot(running.grpc, policy="walker", rate_hz=30.0, **promise), Robot(running.grpc, policy="walker"):
+            with Robot(running.grpc, policy="reacher", rate_hz=50.0, **promise):
+                with Robot(running.grpc, policy="reacher", rate_hz=10.0, **promise):
+                    assert shows(reacher=60.0, walker=30.0)
+                eventually(lambda: shows(reacher=50.0, walker=30.0), "one promise was taken back")
+            eventually(lambda: shows(reacher=0.0, walker=30.0), "the other policy's stay")
+        eventually(lambda: shows(reacher=0.0, walker=0.0), "all promises were taken back")
 
 
 @pytest.mark.parametrize(("field", "value"), [("rate_hz", -5.0), ("rate_hz", np.nan), ("latency_ms", 5.0)])

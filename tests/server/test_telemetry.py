@@ -63,7 +63,7 @@ def test_gauges_show_what_is_and_counters_what_was(telemetry):
     telemetry.session_closed("reacher")
     telemetry.queue_depth("reacher", 7)
     telemetry.queue_depth("reacher", 3)
-    telemetry.load("reacher", 0.25)
+    telemetry.granted_load = {"reacher": 0.25}.__getitem__
     telemetry.late_ticks("reacher", 4)
     telemetry.batch("reacher", 8)
     telemetry.batch("reacher", 9)

@@ -65,12 +65,12 @@ class Exposition:
 
 
 @contextlib.contextmanager
-def spread_robots(server):
+def spread_robots(server, **opening):
     """Robots in both workers; which one a connection lands in is the kernel's choice."""
     with contextlib.ExitStack() as stack:
         robots = {0: [], 1: []}
         for number in range(64):
-            robot = stack.enter_context(Robot(server.grpc, robot=f"arm{number}"))
+            robot = stack.enter_context(Robot(server.grpc, robot=f"arm{number}", **opening))
             robots[server.worker_of(robot)].append(robot)
             if all(robots.values()):
                 yield robots
@@ -89,7 +89,7 @@ def health(channel, policy):
 
 
 def test_robots_of_all_workers_are_on_the_page_and_in_the_metrics(bundle):
-    with Workers(bundle) as server, spread_robots(server) as robots:
+    with Workers(bundle) as server, spread_robots(server, rate_hz=1.0, latency_ms=500.0) as robots:
         all_robots = [*robots[0], *robots[1]]
         for robot in all_robots:
             decide(robot, 1)
@@ -108,6 +108,16 @@ def test_robots_of_all_workers_are_on_the_page_and_in_the_metrics(bundle):
         act = httpx.post(f"{server.http}/v1/policies/reacher/act", json={"observation": [0.1, 0.2, 0.3]})
         assert act.status_code == 200
         assert server.metrics()["dst_decisions_total", "http", "ok", "reacher"] == 1
+        loads = [metrics["dst_granted_load", "reacher"]]
+        for leaving in robots.values():
+            for robot in leaving:
+                robot.half_close()
+            count -= len(leaving)
+            eventually(
+                lambda left=count: server.metrics()["dst_control_sessions", "reacher"] == left, "these sessions ended"
+            )
+            loads.append(server.metrics()["dst_granted_load", "reacher"])
+        assert loads[0] > loads[1] > loads[2] == 0
 
 
 def test_killed_worker_comes_back_while_the_others_go_on(bundle):
