@@ -37,7 +37,15 @@ def asking_of(context: Context, core: Core) -> Asking:
     received_ns = core.clock()
     remaining_s = context.time_remaining()
     deadline_ns = None if remaining_s is None else received_ns + int(remaining_s * 1e9)
-    return Asking(received_ns=received_ns, deadline_ns=deadline_ns, client=context.peer())
+    return Asking(received_ns=received_ns, deadline_ns=deadline_ns, client=_client_of(context))
+
+
+def _client_of(context: Context) -> str:
+    """Who asks: the connection, and where gRPC names none, as of a Unix socket, what its channel says of itself."""
+    peer = context.peer()
+    if not peer.startswith("unix:"):
+        return peer
+    return f"{peer} {dict(context.invocation_metadata() or ()).get('user-agent', '')!r}"
 
 
 async def abort(context: Context, error: ServingError) -> Never:

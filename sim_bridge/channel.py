@@ -1,5 +1,7 @@
 """How a connection to a policy server is made, for the synchronous and the asyncio client alike."""
 
+import secrets
+
 import grpc
 
 CHANNEL_OPTIONS = (
@@ -21,12 +23,17 @@ CHANNEL_OPTIONS = (
 
 def open_channel(address: str) -> grpc.Channel:
     """A channel to the server at `host:port` or `unix:PATH`, with a connection of its own."""
-    return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    return grpc.insecure_channel(address, options=_options())
 
 
 def open_aio_channel(address: str) -> grpc.aio.Channel:
     """The same for asyncio; belongs to the running event loop."""
-    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    return grpc.aio.insecure_channel(address, options=_options())
+
+
+def _options() -> tuple[tuple[str, int | str], ...]:
+    """With a name for the channel: over a Unix socket a server cannot tell its clients apart otherwise, and shares its time among them."""
+    return (*CHANNEL_OPTIONS, ("grpc.primary_user_agent", f"sim-bridge/{secrets.token_hex(4)}"))
 
 
 def unreachable_text(address: str, timeout_s: float) -> str:

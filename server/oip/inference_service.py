@@ -125,13 +125,14 @@ class InferenceService:
                 self._telemetry.shed(manifest.name, "queue")
             raise
         finished_ns = clock()
-        self._core.admission.decided(answered.inference_ns)
+        self._core.admission.decided(answered.own_ns)
         self._telemetry.decided(
             manifest.name,
             "infer",
             queue_ns=answered.queue_ns,
             inference_ns=answered.inference_ns,
             total_ns=finished_ns - received_ns,
+            rows=len(question.observations),
         )
         self._statistics.succeeded(
             model.policy,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from protos import policy_pb2 as pb
+from protos.policy_pb2_grpc import PolicyServiceStub
 from server import batcher as batcher_module
 from server import waiting_line
 from server.admission import LEAST_DECISIONS, WIRE_RANGE_S, Admission
@@ -15,6 +16,7 @@ from server.errors import ExpiredError, NotReadyError, OverloadedError
 from server.runtime import Detail
 from server.selection import Rule, Selection, pick
 from server.served_policy import MAX_ROWS, Asking, ServedPolicy
+from sim_bridge.channel import open_channel
 from tests.server.running import PATIENCE_S, SECOND, FakeClock, Running, eventually
 from tests.server.test_batcher import Recorded, question, slow, while_one_computes
 
@@ -257,6 +259,29 @@ def test_the_slowest_rate_may_be_promised_without_a_latency():
 
 def test_a_gain_beyond_float32_is_told_all_the_same():
     assert pick(Rule.BEST_MEAN, np.float32([-3e38, 3e38])).gain == pytest.approx(6e38)
+
+
+def test_one_client_on_a_unix_socket_does_not_use_up_what_another_may_have_waiting(gated, monkeypatch, tmp_path):
+    monkeypatch.setattr(waiting_line, "WAITING_PER_CLIENT", 2)
+    core = Core([ServedPolicy(gated, inline_below_s=0.0)])
+    with Running(core, grpc=f"unix:{tmp_path}/p") as running, open_channel(running.grpc) as other:
+        gated.armed = True
+        first = running.stub.Act.future(pb.ActRequest(observation=OBSERVATION), timeout=PATIENCE_S)
+        gated.wait_until_entered()
+        with open_channel(running.grpc) as greedy:
+            many = [
+                PolicyServiceStub(greedy).Act.future(pb.ActRequest(observation=OBSERVATION), timeout=PATIENCE_S)
+                for _ in range(3)
+            ]
+            eventually(lambda: any(call.done() for call in many), "one is refused")
+            one = PolicyServiceStub(other).Act.future(pb.ActRequest(observation=OBSERVATION), timeout=PATIENCE_S)
+            eventually(lambda: one.done() or running.metric("dst_queue_depth", policy="reacher") == 3, "three wait")
+            gated.armed = False
+            gated.permitted.release()
+            assert one.result().decision.action
+            codes = sorted(call.code().name for call in many)
+        assert codes == ["OK", "OK", "RESOURCE_EXHAUSTED"]
+        assert first.result().decision.action
 
 
 def test_cancelled_calls_leave_nothing_in_the_queue(gated):

@@ -251,6 +251,28 @@ def test_expired_timeout_is_refused_before_anything_is_computed(gated, rows):
         assert answered.get_response().id == "first"
 
 
+def test_joined_requests_count_their_inference_once(gated, rows):
+    """Else they make the wire look free, and more is promised than can be kept."""
+    core = Core([ServedPolicy(gated, inline_below_s=0)])
+    told: list[int] = []
+    core.admission.decided = told.append
+    with Running(core) as running, tritonclient.grpc.InferenceServerClient(running.grpc) as client:
+        answers: queue.Queue = queue.Queue()
+        gated.armed = True
+        for waits in range(4):
+            client.async_infer("reacher", inputs(TRITON, rows[:1]), lambda result, error: answers.put((result, error)))
+            if not waits:
+                gated.wait_until_entered()
+        eventually(lambda: waiting(running) == 3, "three wait")
+        gated.armed = False
+        gated.permitted.release()
+        results = [answers.get(timeout=PATIENCE_S) for _ in range(4)]
+        assert [error for _, error in results] == [None] * 4
+        took = client.get_inference_statistics("reacher").model_stats[0].inference_stats.compute_infer.ns
+    alone, *joined = told
+    assert sum(joined) == pytest.approx((took - alone) / 3, abs=3)
+
+
 def test_statistics_count_rows_requests_and_their_stages(loaded, rows):
     with Running.of(loaded) as running, tritonclient.grpc.InferenceServerClient(running.grpc) as client:
         before = client.get_inference_statistics("reacher").model_stats[0]
@@ -268,7 +290,7 @@ def test_statistics_count_rows_requests_and_their_stages(loaded, rows):
         assert {stage.count for stage in stages} == {3}
         assert 0 < stats.compute_infer.ns < stats.success.ns
         assert sum(stage.ns for stage in stages) <= stats.success.ns
-        assert running.metric("dst_decisions_total", method="infer", status="ok") == 3
+        assert running.metric("dst_decisions_total", method="infer", status="ok") == 15
         status, _ = refusal(lambda: client.get_inference_statistics("walker"))
         assert status == "StatusCode.NOT_FOUND"
 
