@@ -755,7 +755,7 @@ class OpenSession(_message.Message):
     rate_hz: _builtins.float
     """Optional promise: that many observations per second, each answered within latency_ms for 99 of 100. The server
     grants it from what decisions have cost it, or refuses the session with RESOURCE_EXHAUSTED. Without it the
-    session gets what granted ones leave.
+    session gets what granted ones leave. A rate without latency_ms asks for the period of that rate.
     """
     latency_ms: _builtins.float
     @_builtins.property

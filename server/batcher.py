@@ -85,7 +85,7 @@ class Batcher:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise NotReadyError(f"policy {self._name!r} was unloaded; open a new session once it is loaded again")
+            raise NotReadyError(f"policy {self._name!r} was unloaded or replaced by another version; open a new session")
 
     @contextlib.contextmanager
     def parts(self) -> Iterator[None]:

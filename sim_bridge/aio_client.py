@@ -1,6 +1,7 @@
 """The robot's view of a policy server for asyncio: the same operations and names as `PolicyClient`."""
 
 import asyncio
+import weakref
 from types import TracebackType
 from typing import Self
 
@@ -30,7 +31,7 @@ class AsyncPolicyClient:
         self._call_timeout_s = call_timeout_s
         self._channel = open_aio_channel(address)
         self._stub = PolicyServiceStub(self._channel)
-        self._sessions: list[AsyncControlSession] = []
+        self._sessions: weakref.WeakSet[AsyncControlSession] = weakref.WeakSet()
 
     async def connect(self, timeout_s: float = 5.0) -> None:
         """Wait until the server accepts connections.
@@ -114,12 +115,12 @@ class AsyncPolicyClient:
             open_timeout_s=self._call_timeout_s,
             reply_timeout_s=reply_timeout_s,
         )
-        self._sessions.append(session)
+        self._sessions.add(session)
         return session
 
     async def close(self) -> None:
         """Close the connection and every session on it."""
-        for session in self._sessions:
+        for session in list(self._sessions):
             await session.close()
         await self._channel.close()
 

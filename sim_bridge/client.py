@@ -1,5 +1,6 @@
 """The robot's view of a policy server: describe it, ask for one decision, assess actions, open a control session."""
 
+import weakref
 from types import TracebackType
 from typing import Self
 
@@ -29,7 +30,7 @@ class PolicyClient:
         self._call_timeout_s = call_timeout_s
         self._channel = open_channel(address)
         self._stub = PolicyServiceStub(self._channel)
-        self._sessions: list[ControlSession] = []
+        self._sessions: weakref.WeakSet[ControlSession] = weakref.WeakSet()
 
     def connect(self, timeout_s: float = 5.0) -> None:
         """Wait until the server accepts connections.
@@ -132,8 +133,8 @@ class PolicyClient:
             contract: fingerprint to insist on, from `describe`.
             detail: how much uncertainty each decision carries.
             selection: how each action is picked; the actor's where not given.
-            rate_hz: with `latency_ms`, the promise to ask for: that many observations per second,
-            latency_ms: each answered within this for 99 of 100. Without them the session gets what others leave.
+            rate_hz: the promise to ask for: that many observations per second. Without it the session gets what others leave.
+            latency_ms: each of them answered within this for 99 of 100; within the period of that rate where not given.
             reply_timeout_s: after this long without any reply the connection counts as lost and is made anew.
 
         Raises:
@@ -156,12 +157,12 @@ class PolicyClient:
             reply_timeout_s=reply_timeout_s,
         )
         session.wait_until_open()
-        self._sessions.append(session)
+        self._sessions.add(session)
         return session
 
     def close(self) -> None:
         """Close the connection and every session on it."""
-        for session in self._sessions:
+        for session in list(self._sessions):
             session.close()
         self._channel.close()
 

@@ -130,13 +130,15 @@ class Exchange:
         return Promise(rate_hz=opened.granted_rate_hz, latency_ms=opened.granted_latency_ms)
 
     def confirm(self, opened: pb.SessionOpened) -> None:
-        """The server opened the session.
+        """The server opened the session. From now on it is this policy's, and the server's clock is unknown: it may be another one.
 
         Raises:
             RequestRefusedError: if it did so without the promise that was asked for.
         """
         asked = self.opening.open
-        if asked.rate_hz and (opened.granted_rate_hz < asked.rate_hz or opened.granted_latency_ms > asked.latency_ms):
+        if asked.rate_hz and (
+            opened.granted_rate_hz < asked.rate_hz or opened.granted_latency_ms > _asked_latency_ms(asked)
+        ):
             raise RequestRefusedError(
                 f"policy server at {self._address} must grant {_promise_text(asked)}, got "
                 f"{opened.granted_rate_hz:g} Hz within {opened.granted_latency_ms:g} ms; "
@@ -144,6 +146,8 @@ class Exchange:
             )
         self.reconnects += self.opened is not None
         self.opened, self.connected, self.failure = opened, True, None
+        asked.policy = opened.description.policy or asked.policy
+        self.clock_offset = ClockOffsetEstimator()
         self._backoff_s = FIRST_BACKOFF_S
 
     def lose(self, failure: ServerUnreachableError | RequestRefusedError) -> float:
@@ -151,13 +155,13 @@ class Exchange:
         asked = self.opening.open
         if isinstance(failure, ServerOverloadedError) and asked.rate_hz:
             failure = ServerOverloadedError(
-                f"{failure}; or lower rate_hz, now {asked.rate_hz:g}, raise latency_ms, now {asked.latency_ms:g}, "
+                f"{failure}; or lower rate_hz, now {asked.rate_hz:g}, raise latency_ms, now {_asked_latency_ms(asked):g}, "
                 "or leave both out",
                 retry_after_ms=failure.retry_after_ms,
             )
-        self.connected, self.failure = False, failure
+        was_open, self.connected, self.failure = self.connected, False, failure
         self._unanswered_since_ns = None
-        if isinstance(failure, RequestRefusedError):
+        if isinstance(failure, RequestRefusedError) and not was_open:
             return REFUSED_BACKOFF_S
         backoff_s, self._backoff_s = self._backoff_s, min(2.0 * self._backoff_s, LAST_BACKOFF_S)
         return backoff_s
@@ -176,7 +180,7 @@ class Exchange:
         observed = pb.Observation(
             tick=tick,
             sent_ns=sent_ns,
-            validity_ns=max(deadline_ns - sent_ns, 0),
+            validity_ns=max(deadline_ns - sent_ns, 1),
             values=listed(observation),
             status=status,
         )
@@ -239,5 +243,10 @@ class Exchange:
         return ServerUnreachableError(f"policy server at {self._address} ended the session")
 
 
+def _asked_latency_ms(asked: pb.OpenSession) -> float:
+    """Without one it is the period of the rate."""
+    return asked.latency_ms or 1000 / asked.rate_hz
+
+
 def _promise_text(asked: pb.OpenSession) -> str:
-    return f"{asked.rate_hz:g} Hz within {asked.latency_ms:g} ms"
+    return f"{asked.rate_hz:g} Hz within {_asked_latency_ms(asked):g} ms"

@@ -6,6 +6,9 @@ from sim_bridge.errors import RequestRefusedError, ServerOverloadedError, Server
 
 _UNREACHABLE = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 
+_TOO_LARGE = "larger than max"
+"""What gRPC says of a message over the server's limit, with the same status as overload; trying again is no use."""
+
 
 def error_of(error: grpc.RpcError, address: str) -> ServerUnreachableError | RequestRefusedError:
     """The robot-side error for a failed call to the server at `address`."""
@@ -18,7 +21,7 @@ def error_of(error: grpc.RpcError, address: str) -> ServerUnreachableError | Req
             "check that it runs and that the network reaches it"
         )
     refusal = f"policy server at {address} refused with {status.name}: {details}"
-    if status is grpc.StatusCode.RESOURCE_EXHAUSTED:
+    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE not in details:
         retry_after_ms = _retry_after_ms(error)
         hint = f"; try again in {retry_after_ms} ms" if retry_after_ms else ""
         return ServerOverloadedError(refusal + hint, retry_after_ms=retry_after_ms)

@@ -61,6 +61,11 @@ def test_promise_that_can_be_kept_is_granted(client):
         assert decide(session, 1).outcome is Outcome.OK
 
 
+def test_rate_alone_is_promised_within_its_period(client):
+    with client.control(rate_hz=40.0) as session:
+        assert (session.promise.rate_hz, session.promise.latency_ms) == (40.0, 25.0)
+
+
 def test_promise_that_cannot_be_kept_is_refused_with_what_to_do(client):
     with pytest.raises(ServerOverloadedError, match=r"or lower rate_hz, now 1000, raise latency_ms, now 0.02, or"):
         client.control(rate_hz=1000.0, latency_ms=0.02)
@@ -75,9 +80,11 @@ def test_promise_that_cannot_be_kept_is_refused_with_what_to_do(client):
         (lambda client: client.assess(OBSERVATION, np.full((1, 2), 9.0)), "shoulder"),
         (lambda client: client.assess(OBSERVATION, np.zeros((1, 3))), "candidates"),
         (lambda client: client.control(rate_hz=-1.0, latency_ms=5.0), "rate_hz"),
-        (lambda client: client.control(rate_hz=100.0), "latency_ms"),
+        (lambda client: client.control(latency_ms=5.0), "rate_hz"),
+        (lambda client: client.act(np.zeros(300_000)), "larger than max"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_the_servers_words(client, request_it, reason):
-    with pytest.raises(RequestRefusedError, match=reason):
+    with pytest.raises(RequestRefusedError, match=reason) as refusal:
         request_it(client)
+    assert not isinstance(refusal.value, ServerOverloadedError)

@@ -1,6 +1,8 @@
+import gc
 import re
 import threading
 import time
+import weakref
 
 import grpc
 import numpy as np
@@ -55,6 +57,13 @@ def test_observation_carries_send_time_validity_and_status(server, client):
     assert before < sent.sent_ns < time.monotonic_ns()
     assert AMPLE_NS - 1_000_000_000 < sent.validity_ns <= AMPLE_NS
     assert (sent.status.guard, sent.status.late_ticks) == (pb.GUARD_STATE_HOLD, 3)
+
+
+def test_observation_that_is_late_already_is_sent_as_one_that_expires(server, client):
+    with client.control() as session:
+        decide(session, 1, -1)
+        wait_until(lambda: server.policy.observations)
+    assert server.policy.observations[0].validity_ns > 0, "0 is refused as no time at all"
 
 
 def test_late_reply_is_dropped_and_counted_and_never_answers_a_newer_tick(server, client):
@@ -148,6 +157,17 @@ def test_session_ends_cleanly_at_the_server(server, client):
         decide(session, 1)
     assert server.policy.closed_by_client.wait(5)
     assert not session.connected
+
+
+def test_sessions_that_were_closed_are_not_kept(server, client):
+    closed = []
+    for tick in range(3):
+        with client.control() as session:
+            decide(session, tick + 1)
+        closed.append(weakref.ref(getattr(session, "_session", session)))
+        del session
+    gc.collect()
+    assert [reference() for reference in closed] == [None] * 3
 
 
 def test_only_the_newest_observation_waits_for_a_slow_server(server, client):

@@ -9,9 +9,11 @@ import pytest
 
 from protos import policy_pb2 as pb
 from sim_bridge.channel import CHANNEL_OPTIONS
+from sim_bridge.clock_offset import ClockOffset
 from sim_bridge.control_session import Outcome
 from sim_bridge.errors import RequestRefusedError, ServerUnreachableError
-from sim_bridge.exchange import LAST_BACKOFF_S, REFUSED_BACKOFF_S, Exchange
+from sim_bridge.exchange import FIRST_BACKOFF_S, LAST_BACKOFF_S, REFUSED_BACKOFF_S, Exchange
+from sim_bridge.guard import GuardConfig
 from tests.integration.conftest import ServerProcess
 from tests.sim_bridge.scripted_policy import wait_until
 from tests.sim_bridge.vanishing_network import VanishingNetwork
@@ -125,4 +127,32 @@ def test_pause_between_attempts_stays_within_a_second_however_long_the_server_is
     assert min(pauses) > 0
     assert max(pauses) == longest <= 1.0
     exchange.confirm(pb.SessionOpened(session="s"))
-    assert exchange.lose(failure) == pauses[0]
+    assert exchange.lose(failure) == FIRST_BACKOFF_S
+
+
+def test_session_that_the_server_ends_for_another_version_is_open_again_before_the_guard_stops_the_robot():
+    exchange = Exchange(pb.OpenSession(), "arm:1", reply_timeout_s=1.0)
+    exchange.confirm(pb.SessionOpened(session="s"))
+    assert exchange.lose(RequestRefusedError("replaced")) < GuardConfig().hold_timeout_s / 2
+
+
+def test_session_comes_back_on_its_own_policy_though_none_was_named(server, connect):
+    with connect(server.address) as client, client.control() as session:
+        server.die()
+        wait_until(lambda: not session.connected)
+        server.start()
+        wait_until(lambda: session.connected)
+    assert [opening.policy for opening in server.policy.opened] == ["", "scripted"]
+
+
+def test_clock_of_a_server_that_came_back_is_measured_anew():
+    """Its host may have been started again."""
+    now = [1_000 * MS]
+    exchange = Exchange(pb.OpenSession(), "arm:1", reply_timeout_s=1.0, now_ns=lambda: now[0])
+    for tick, ahead in ((1, 5_000_000 * MS), (2, -300 * MS)):
+        exchange.confirm(pb.SessionOpened(session="s"))
+        exchange.ask(tick=tick, observation=np.zeros(3), deadline_ns=now[0] + MS, status=None)
+        received = now[0] + tick * MS + ahead
+        now[0] += 2 * tick * MS
+        exchange.answer(pb.ControlDecision(tick=tick, received_ns=received, replied_ns=received))
+        assert exchange.clock_offset.best == ClockOffset(offset_ns=ahead, error_ns=tick * MS)
