@@ -38,6 +38,10 @@ class DecisionSource(Protocol):
     def clock_offset(self) -> ClockOffset | None:
         """The source's clock against this one."""
 
+    @property
+    def session(self) -> str:
+        """Names the session; another name after a loss means that the server counts from zero again."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
@@ -121,6 +125,8 @@ class ControlLoop:
         self.episode = 0
         self.episode_return = 0.0
         self._last_round_trip_ns = 0
+        self._session = ""
+        self._late_before_session = 0
 
     def run_episode(self, *, episode: int, seed: int, interrupted: Callable[[], bool]) -> EpisodeResult:
         """Drive until the task ends, the guard stops or `interrupted` says so; then the robot gets its neutral action.
@@ -210,12 +216,14 @@ class ControlLoop:
         return due_ns
 
     def _status(self) -> pb.RobotStatus:
-        statistics = self.statistics
+        statistics, session = self.statistics, self._decisions.session
+        if session != self._session:
+            self._session, self._late_before_session = session, statistics.late_ticks
         return pb.RobotStatus(
             guard=GUARD_STATES[statistics.guard],
             guard_reason=statistics.guard_reason,
             round_trip_ns=self._last_round_trip_ns,
-            late_ticks=statistics.late_ticks,
+            late_ticks=statistics.late_ticks - self._late_before_session,
             episode=self.episode,
             episode_return=self.episode_return,
         )

@@ -60,6 +60,7 @@ class ScriptedDecisions:
     """Takes `delay_ns[tick]` and answers `outcomes[tick]`, OK with action 0.1 x tick otherwise."""
 
     clock_offset = None
+    session = "arm-1"
 
     def __init__(self, clock):
         self.clock, self.delay_ns, self.outcomes, self.requests = clock, {}, {}, []
@@ -225,6 +226,17 @@ def test_status_tells_the_server_what_happened_at_the_previous_tick():
     assert (after.guard, after.late_ticks) == (pb.GUARD_STATE_HOLD, 1)
     assert after.guard_reason == "late: scripted"
     assert after.episode_return == 3.0
+
+
+def test_late_ticks_are_told_since_the_session_was_opened_and_counted_since_the_start():
+    _, _, decisions, loop = rig(length=4)
+    decisions.delay_ns = dict.fromkeys((1, 2, 6), 99 * MS)
+    drive(loop)
+    decisions.session = "arm-2"
+    drive(loop)
+    told = [status.late_ticks for *_, status in decisions.requests]
+    assert told == [0, 1, 2, 2, 0, 0, 1, 1]
+    assert loop.statistics.late_ticks == 3
 
 
 def test_record_holds_what_was_seen_decided_and_applied():
