@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 import numpy as np
 from google.protobuf.descriptor_pool import DescriptorPool
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from protos import open_inference_pb2, open_inference_pb2_grpc, policy_pb2_grpc
@@ -21,6 +21,7 @@ from server.control_session import ControlSession
 from server.core import Core
 from server.errors import InvalidInputError, OverloadedError, ServingError
 from server.grpc_calls import Context, abort, asking_of
+from server.health import Health
 from server.live import Live
 from server.native_messages import (
     assessments_to_proto,
@@ -249,8 +250,7 @@ class NativeServer:
         self._service = NativeService(core, live, telemetry, rehearsal=rehearsal)
         self._models = open_inference
         self._open_inference = OpenInferenceService(open_inference, core)
-        self._health = health.aio.HealthServicer()
-        self._telling: set[asyncio.Future[None]] = set()
+        self._health = Health()
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
@@ -273,7 +273,7 @@ class NativeServer:
         services = [
             pb.DESCRIPTOR.services_by_name["PolicyService"].full_name,
             open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name,
-            health.SERVICE_NAME,
+            health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
             reflection.SERVICE_NAME,
         ]
         reflection.enable_server_reflection(services, self._server, _described())
@@ -288,31 +288,20 @@ class NativeServer:
 
     async def start(self) -> None:
         """Serves, and says so to health checks; says so of policies that are loaded and unloaded later, too."""
-        await self.show_health()
-        self._core.watchers.append(self._tell_health)
+        self.show_health()
+        self._core.watchers.append(lambda _name, _policy: self.show_health())
         await self._server.start()
 
-    async def show_health(self) -> None:
+    def show_health(self) -> None:
         """Says of the server and of every policy of the repository whether it is served; none is while a part of the server is missing."""
-        await self._health.set("", self._status)
+        complete = not self._core.missing()
+        self._health.show("", serving=complete)
         for model in self._models.index("", ready=False):
-            served = model.name in self._core.policies
-            await self._health.set(model.name, self._status if served else health_pb2.HealthCheckResponse.NOT_SERVING)
+            self._health.show(model.name, serving=complete and model.name in self._core.policies)
 
-    @property
-    def _status(self) -> health_pb2.HealthCheckResponse.ServingStatus.ValueType:
-        statuses = health_pb2.HealthCheckResponse
-        return statuses.NOT_SERVING if self._core.missing() else statuses.SERVING
-
-    def _tell_health(self, name: str, policy: ServedPolicy | None) -> None:
-        status = health_pb2.HealthCheckResponse.NOT_SERVING if policy is None else self._status
-        telling = asyncio.ensure_future(self._health.set(name, status))
-        self._telling.add(telling)
-        telling.add_done_callback(self._telling.discard)
-
-    async def drain(self) -> None:
+    def drain(self) -> None:
         """Turns health to NOT_SERVING; sessions and streams answer what they have received and end with UNAVAILABLE."""
-        await self._health.enter_graceful_shutdown()
+        self._health.close()
         self._service.close_sessions()
         self._open_inference.close_streams()
 

@@ -65,7 +65,7 @@ class PolicyServer:
         """
         if self._worker:
             self._listen_grpc()
-            await self.show_missing("workers are starting")
+            self.show_missing("workers are starting")
             await self._native.start()
             return
         check_bindable(self.grpc_address, "--grpc")
@@ -87,15 +87,15 @@ class PolicyServer:
             raise AddressError(f"--grpc {self.grpc_address} cannot be bound; choose another address") from error
         self.grpc_address = self.grpc_address.with_port(0 if self.grpc_address.unix else port)
 
-    async def show_missing(self, missing: str) -> None:
+    def show_missing(self, missing: str) -> None:
         """Shows that the whole server is not ready, and why; or with an empty text that it is."""
         self.core.missing = lambda: missing
-        await self._native.show_health()
+        self._native.show_health()
 
     async def stop(self) -> None:
         """Refuses new work, finishes what has begun, ends streams, closes."""
         self.core.stop_accepting()
-        await self._native.drain()
+        self._native.drain()
         self.live.close()
         await self._http.stop()
         await self._native.stop(GRACE_S)

@@ -85,7 +85,7 @@ class WorkingServer:
                     yield json.dumps([session, cursor])
                     yield text
             case {"ask": "show", "missing": str(missing)}:
-                await self._server.show_missing(missing)
+                self._server.show_missing(missing)
             case {"ask": "statistics"}:
                 yield statistics_to_json(self._server.open_inference.own_statistics())
             case {"ask": "prepare", "name": str(name), "directory": str(directory)}:

@@ -1,3 +1,4 @@
+import asyncio
 import dataclasses
 
 import grpc
@@ -153,6 +154,26 @@ def test_health_is_serving_overall_and_per_policy(running):
     assert refused(lambda: health(running, "walker"))[0] is grpc.StatusCode.NOT_FOUND
 
 
+def watch_health(channel, service):
+    request = health_pb2.HealthCheckRequest(service=service)
+    return health_pb2_grpc.HealthStub(channel).Watch(request, timeout=PATIENCE_S)
+
+
+def test_who_watches_health_is_told_of_changes_whoever_else_watches_or_leaves(loaded):
+    served = health_pb2.HealthCheckResponse
+    with Running.of(loaded) as running:
+        stays, leaves, lost = (watch_health(running.channel, name) for name in ("reacher", "reacher", "walker"))
+        assert next(stays).status == next(leaves).status == served.SERVING
+        assert next(lost).status == served.SERVICE_UNKNOWN
+        tasks = len(asyncio.all_tasks(running._loop))
+        leaves.cancel()
+        eventually(lambda: len(asyncio.all_tasks(running._loop)) < tasks, "the server knows that one has left")
+        running.call(running.core.remove("reacher"))
+        assert next(stays).status == served.NOT_SERVING
+        running.call(running.core.add(ServedPolicy(Runtime(loaded, "cpu"))))
+        assert next(stays).status == served.SERVING
+
+
 def test_health_answers_while_an_expensive_policy_computes(gated):
     with Running(Core([ServedPolicy(gated, inline_below_s=0.0)])) as running:
         gated.armed = True
@@ -198,9 +219,7 @@ def test_overload_carries_a_retry_hint(gated, monkeypatch):
 def test_drain_finishes_what_has_begun_and_refuses_the_rest(gated):
     running = Running(Core([ServedPolicy(gated, inline_below_s=0.0)]))
     with running, Robot(running.grpc) as robot:
-        watch = health_pb2_grpc.HealthStub(running.channel).Watch(
-            health_pb2.HealthCheckRequest(service="reacher"), timeout=PATIENCE_S
-        )
+        watch = watch_health(running.channel, "reacher")
         assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         gated.armed = True
         in_flight = running.stub.Act.future(pb.ActRequest(observation=OBSERVATION), timeout=PATIENCE_S)
@@ -208,6 +227,7 @@ def test_drain_finishes_what_has_begun_and_refuses_the_rest(gated):
         robot.observe(1)
         running.begin_stop()
         assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert refused(lambda: next(watch)) == (grpc.StatusCode.UNAVAILABLE, "server is shutting down")
         code, details = refused(lambda: act(running))
         assert (code, details) == (grpc.StatusCode.UNAVAILABLE, "server is shutting down")
         gated.permitted.release(2)
