@@ -12,6 +12,8 @@ from server.served_policy import ServedPolicy, listed
 Watcher = Callable[[str, ServedPolicy | None], None]
 """Told the name of a policy that was loaded, and the policy; or None where it was unloaded."""
 
+NOTHING_LOADED = "no policy is loaded; load one"
+
 
 class Core:
     """The loaded policies, by name."""
@@ -47,7 +49,7 @@ class Core:
         if name in self.policies:
             return self.policies[name]
         if not self.policies:
-            raise NotReadyError("no policy is loaded; load one")
+            raise NotReadyError(NOTHING_LOADED)
         loaded = listed(sorted(self.policies))
         if name:
             raise UnknownPolicyError(f"no policy is named {name[:64]!r}; loaded: {loaded}")
@@ -56,16 +58,20 @@ class Core:
         return next(iter(self.policies.values()))
 
     def check_ready(self) -> None:
-        """Returns where the whole server answers; a process of it that answers anyway is not refused here.
+        """Returns where the whole server answers, for one policy at least: others may have been unloaded on purpose.
+
+        A process of it that answers anyway is not refused here.
 
         Raises:
             ShuttingDownError: it accepts nothing new.
-            NotReadyError: a part of it is missing.
+            NotReadyError: a part of it is missing, or no policy is loaded.
         """
         if not self.accepting:
             raise ShuttingDownError("server is shutting down")
         if missing := self.missing():
             raise NotReadyError(missing)
+        if not self.policies:
+            raise NotReadyError(NOTHING_LOADED)
 
     async def add(self, policy: ServedPolicy) -> None:
         """Serves a policy from now on, instead of one of the same name; returns when that has answered what it had begun."""

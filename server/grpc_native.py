@@ -293,9 +293,12 @@ class NativeServer:
         await self._server.start()
 
     def show_health(self) -> None:
-        """Says of the server and of every policy of the repository whether it is served; none is while a part of the server is missing."""
+        """Says of the server and of every policy of the repository whether it is served.
+
+        None is while a part of the server is missing; the server is where one of them is.
+        """
         complete = not self._core.missing()
-        self._health.show("", serving=complete)
+        self._health.show("", serving=complete and bool(self._core.policies))
         for model in self._models.index("", ready=False):
             self._health.show(model.name, serving=complete and model.name in self._core.policies)
 

@@ -78,7 +78,7 @@ def create_app(
 
     @app.get("/readyz", responses={503: {"model": ErrorReply}})
     async def readyz() -> dict[str, str]:
-        """All policies are loaded, all processes answer, and new requests are accepted."""
+        """At least one policy is loaded, all processes answer, and new requests are accepted."""
         core.check_ready()
         return {"status": "ready"}
 

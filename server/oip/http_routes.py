@@ -81,7 +81,7 @@ def create_router(service: InferenceService, core: Core, *, max_body_bytes: int)
 
     @router.get("/v2/health/ready", responses=errors(503))
     async def ready() -> dict[str, bool]:
-        """The whole server answers."""
+        """The whole server answers, for one model at least."""
         core.check_ready()
         return {"ready": True}
 

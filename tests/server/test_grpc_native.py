@@ -7,8 +7,10 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from protos import open_inference_pb2 as oip
 from protos import policy_pb2 as pb
 from protos.codec import contract_fingerprint, summary_from_proto
+from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from server import waiting_line
 from server.admission import WIRE_S
 from server.bundle import load_bundle
@@ -172,6 +174,28 @@ def test_who_watches_health_is_told_of_changes_whoever_else_watches_or_leaves(lo
         assert next(stays).status == served.NOT_SERVING
         running.call(running.core.add(ServedPolicy(Runtime(loaded, "cpu"))))
         assert next(stays).status == served.SERVING
+
+
+def test_server_is_ready_on_every_wire_while_it_has_a_policy(loaded, bundle, tmp_path):
+    other = load_bundle(small_bundle.uncalibrated(bundle, tmp_path / "walker", name="walker"))
+    core = Core([ServedPolicy(Runtime(policy, "cpu")) for policy in (loaded, other)])
+    with Running(core) as running:
+        open_inference = GRPCInferenceServiceStub(running.channel)
+
+        def ready():
+            (native,) = {running.client.get(path).status_code == 200 for path in ("/readyz", "/v2/health/ready")}
+            assert open_inference.ServerReady(oip.ServerReadyRequest(), timeout=PATIENCE_S).ready == native
+            assert (health(running) == health_pb2.HealthCheckResponse.SERVING) == native
+            return native
+
+        assert ready()
+        running.call(core.remove("walker"))
+        assert ready()
+        running.call(core.remove("reacher"))
+        assert not ready()
+        assert running.client.get("/readyz").json() == {"error": "no policy is loaded; load one"}
+        running.call(core.add(ServedPolicy(Runtime(other, "cpu"))))
+        assert ready()
 
 
 def test_health_answers_while_an_expensive_policy_computes(gated):

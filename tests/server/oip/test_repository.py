@@ -98,7 +98,7 @@ def test_unload_and_load_again(client, running):
     client.unload_model("reacher")
     model = index(client)
     assert (model["state"], model["version"], model["reason"]) == ("UNAVAILABLE", "", "unloaded")
-    assert client.is_server_ready()
+    assert not client.is_server_ready()
     assert not client.is_model_ready("reacher")
     status, message = refusal(lambda: action(client))
     assert status in ("StatusCode.FAILED_PRECONDITION", "503")
@@ -110,6 +110,7 @@ def test_unload_and_load_again(client, running):
     client.unload_model("reacher")
     client.load_model("reacher")
     np.testing.assert_array_equal(action(client), before)
+    assert client.is_server_ready()
     eventually(lambda: health.Check(asked, timeout=PATIENCE_S).status == served.SERVING, "health follows")
 
 
