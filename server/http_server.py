@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from server.http_protocol import PatientProtocol
+
 MAX_CONNECTIONS = 256
 
 
@@ -27,6 +29,7 @@ class HttpServer:
         self._uvicorn = _Uvicorn(
             uvicorn.Config(
                 app,
+                http=PatientProtocol,
                 lifespan="off",
                 log_config=None,
                 access_log=False,

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import socket
 import threading
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 
 from protos import policy_pb2 as pb
+from server import http_protocol
 from server.core import Core
+from server.http_server import MAX_CONNECTIONS
 from server.runtime import Detail, Runtime
 from server.served_policy import ServedPolicy
 from tests.server import small_bundle
@@ -119,6 +122,44 @@ def test_body_over_the_cap_is_refused_before_it_is_complete(running):
             connection.sendall(chunk)
         assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
     assert act(running, OBSERVATION).status_code == 200
+
+
+REQUEST = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("beginning", [b"", REQUEST[:-2]])
+def test_connections_that_do_not_say_what_they_want_give_their_places_back(loaded, monkeypatch, beginning):
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.3)
+    with Running.of(loaded) as running, contextlib.ExitStack() as stack:
+        host, port = running.http.removeprefix("http://").split(":")
+        connections = [
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=20)) for _ in range(MAX_CONNECTIONS)
+        ]
+        for connection in connections:
+            connection.sendall(beginning)
+        for connection in connections:
+            assert connection.recv(1) == b""
+        assert running.client.get("/healthz").status_code == 200
+
+
+def test_a_connection_that_asks_once_and_then_begins_for_ever_is_closed(loaded, monkeypatch):
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.3)
+    with Running.of(loaded) as running:
+        host, port = running.http.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=20) as connection:
+            connection.sendall(REQUEST)
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+            connection.sendall(REQUEST[:-2])
+            while connection.recv(4096):
+                pass
+
+
+def test_an_answer_may_take_longer_than_a_question(loaded, monkeypatch):
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.05)
+    with Running.of(loaded) as running, running.client.stream("GET", "/v1/live") as events:
+        texts = events.iter_text()
+        for _ in range(3):  # a tenth of a second apart
+            assert next(texts).startswith("data: ")
 
 
 def test_timeout_that_passed_while_waiting_is_answered_504(gated):

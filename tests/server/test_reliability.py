@@ -328,6 +328,20 @@ def test_sigterm_under_load_answers_what_was_begun_and_tells_everyone_else(bundl
         assert "never retrieved" not in server.stderr
 
 
+def test_a_request_that_has_not_wholly_come_does_not_hold_up_the_end(bundle):
+    with Process(bundle, *ANYWHERE) as server:
+        host, port = server.http.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as connection:
+            connection.sendall(
+                b"POST /v1/policies/reacher/act HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\nExpect: 100-continue\r\n\r\n"
+            )
+            assert connection.recv(12) == b"HTTP/1.1 100"  # its body is waited for
+            connection.sendall(b"{")
+            assert server.stop() == 0
+    assert "graceful shutdown exceeded" not in server.stderr
+    assert "Traceback" not in server.stderr
+
+
 def held(process):
     """Memory in MB, threads and files of a server."""
     return process.memory_info().rss / 1e6, process.num_threads(), process.num_fds()
