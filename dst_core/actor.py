@@ -1,5 +1,6 @@
 """The deterministic actor a = pi(s) and what it climbs: a functional of the sampled returns."""
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -45,8 +46,8 @@ def objective(returns: Tensor, *, risk: Risk, risk_level: float) -> Tensor:
 
     Args:
         returns: reparameterised return samples.
-        risk: `mean`; `cvar`, the mean of the worst `risk_level` share (Rockafellar and Uryasev, 2000); or `mean-std`, the mean less
-            `risk_level` standard deviations.
+        risk: `mean`; `cvar`, the mean of the worst `risk_level` share, the last sample in part (Rockafellar and Uryasev, 2000); or
+            `mean-std`, the mean less `risk_level` standard deviations.
         risk_level: share in (0, 1] for `cvar`, weight for `mean-std`; unused for `mean`.
 
     Returns:
@@ -55,6 +56,8 @@ def objective(returns: Tensor, *, risk: Risk, risk_level: float) -> Tensor:
     if risk == "mean":
         return returns.mean(-1)
     if risk == "cvar":
-        worst = max(1, round(risk_level * returns.shape[-1]))
-        return returns.topk(worst, dim=-1, largest=False).values.mean(-1)
+        share = risk_level * returns.shape[-1]
+        worst = math.ceil(share)
+        weight = (share - torch.arange(worst, device=returns.device)).clamp(max=1.0).to(returns.dtype) / share
+        return returns.topk(worst, dim=-1, largest=False).values @ weight
     return returns.mean(-1) - risk_level * returns.std(-1)

@@ -77,7 +77,6 @@ class AgentConfig:
         require_choices(self)
         require("discount", self.discount, "lie in (0, 1)", 0 < self.discount < 1)
         require("truncate", self.truncate, "lie in [0, 1)", 0 <= self.truncate < 1)
-        self._require_samples()
         require("polyak", self.polyak, "lie in (0, 1]", 0 < self.polyak <= 1)
         require(
             "risk_level", self.risk_level, "lie in (0, 1] for cvar", self.risk != "cvar" or 0 < self.risk_level <= 1
@@ -108,6 +107,7 @@ class AgentConfig:
         require(
             "risk", self.risk, f"be mean for {self.algorithm}, which learns no law", self.risk == "mean" or not single
         )
+        self._require_samples()
 
     def _require_samples(self) -> None:
         if self.algorithm in ("td3", "mage"):
@@ -126,13 +126,17 @@ class AgentConfig:
 
     def _least_samples(self) -> tuple[int, str]:
         served = " (so is the evaluation critic fitted)" if self.estimator == "biased" else ""
+        needs = [(1, "to have something to compare")]
         if self.algorithm == "dst" and self.distance == "max-sliced-mmd":
-            return 4, f"the unbiased max-sliced distance{served} splits them into halves of at least 2"
-        if self.algorithm == "dst" or (self.algorithm == "mmd" and self.estimator == "unbiased"):
-            return 2, f"the unbiased estimator{served} leaves pairs of one sample out"
+            needs.append((4, f"the unbiased max-sliced distance{served} splits them into halves of at least 2"))
+        elif self.algorithm == "dst" or (self.algorithm == "mmd" and self.estimator == "unbiased"):
+            needs.append((2, f"the unbiased estimator{served} leaves pairs of one sample out"))
         if self.risk == "mean-std":
-            return 2, "one has no spread"
-        return 1, "to have something to compare"
+            needs.append((2, "one has no spread"))
+        if self.risk == "cvar":
+            share = self.risk_level
+            needs.append((math.ceil(1 / share - 1e-9), f"the worst {share:g} of fewer is less than one of them"))
+        return max(needs, key=lambda need: need[0])
 
     @property
     def blocks(self) -> tuple[str, ...]:

@@ -133,10 +133,11 @@ def _verdict(found: Estimate, level: float) -> str:
 def _warns(calibration: Calibration) -> str:
     if not calibration.warnings:
         return f"Whether it warns of falls could not be measured: {calibration.no_warnings}."
-    best = max(calibration.warnings, key=lambda found: found.auc.value)
+    telling = [found for found in calibration.warnings if found.auc.low > CHANCE]
+    if not telling:
+        return "**It does not warn of falls**: no signal was higher before falls than chance explains."
+    best = max(telling, key=lambda found: found.auc.value)
     name = SIGNALS.get(best.signal, best.signal)
-    if best.auc.low <= CHANCE:
-        return "**It does not warn of falls**: no signal was told apart from chance."
     strength = "Falls announce themselves" if best.auc.low >= DISCRIMINATES else "Falls announce themselves, but weakly"
     return f"{strength}: best by '{name}', area under the curve {_number(best.auc, '.2f')} (0.5 is chance)."
 
@@ -263,7 +264,7 @@ def _curves(calibration: Calibration) -> str:
     return f"""{calibration.falls} of {calibration.test_episodes} test episodes fell.
 How well does each signal tell, tick by tick, that a fall comes within {calibration.failure_horizon_s:g} s
 ({calibration.failure_horizon_steps} decisions)? The area is 1 if every tick before a fall had the higher signal, 0.5 by chance.
-{INTERVALS}
+In brackets: bootstrap intervals over episodes that hold for all signals together with 95 %.
 
 ![ROC curves of the signals and the areas under them](warning.svg)
 

@@ -59,13 +59,15 @@ class Episode:
 
     def begin(self, env: Environment, seed: int) -> None:
         """Reset the task."""
-        self.observation, _ = env.reset(seed=seed)
+        observation, _ = env.reset(seed=seed)
+        self.observation = np.array(observation)  # some tasks write the next one into the same array
         self.reward_sum = 0.0
         self._actions = []
 
     def step(self, env: Environment, action: NDArray[np.float32]) -> Step:
         """Take one step of the task."""
-        following, reward, terminated, truncated, _ = env.step(action)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        following = np.array(observation)
         step = Step(self.observation, action, float(reward), following, bool(terminated), bool(terminated or truncated))
         self.observation = following
         self.reward_sum += step.reward

@@ -12,10 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dst_core.errors import TrainingError
 from dst_core.video import Video
 from sim_bridge.tasks import describe_task, make_task
+from sim_bridge.tasks.perturbations import task_name
 
 FIRST_EVALUATION_SEED = 2_000_000_000
+MOST_STEPS = 100_000
+"""Of an episode without a time limit."""
 Environment = gymnasium.Env[Any, Any]
 Policy = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
@@ -83,6 +87,9 @@ def evaluate(
 
     Returns:
         The episodes, or None if interrupted.
+
+    Raises:
+        TrainingError: if an episode does not end.
     """
     with ExitStack() as stack:
         env = make_task(environment, perturbations=perturbations, render_mode="rgb_array" if video else None)
@@ -104,11 +111,17 @@ def _episode(
     env: Environment, policy: Policy, seed: int, film: Video | None, interrupted: Callable[[], bool]
 ) -> Trajectory | None:
     observation, _ = env.reset(seed=seed)
-    observations, actions, rewards = [observation.astype(np.float32)], [], []
+    observations, actions = [observation.astype(np.float32)], []
+    rewards: list[float] = []
     terminated = over = False
     while not over:
         if interrupted():
             return None
+        if len(rewards) == MOST_STEPS and gymnasium.spec(task_name(env)).max_episode_steps is None:
+            raise TrainingError(
+                f"{task_name(env)} has no time limit and an evaluation episode has not ended after {MOST_STEPS} steps; "
+                "register the task with max_episode_steps"
+            )
         if film is not None:
             film.write(env.render())
         actions.append(policy(observations[-1]))

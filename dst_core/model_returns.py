@@ -40,9 +40,10 @@ def model_returns(
 ) -> ModelReturns | None:
     """Follow the actor from replayed transitions through the world model, each until it ends or what follows weighs under 1 %.
 
-        G = sum_k discount^k r_k,   s_k+1, r_k = g(s_k, a_k, eps_k),   a_0 replayed, then a_k = pi(s_k);   ends with probability p_end.
+        G = sum_k<H discount^k r_k,   s_k+1, r_k = g(s_k, a_k, eps_k),   a_0 replayed, then a_k = pi(s_k);   ends with probability p_end.
 
-    An end is drawn, not averaged over: whether a robot falls is part of the law of its return.
+    An end is drawn, not averaged over: whether a robot falls is part of the law of its return. What goes on after H steps is taken to go on
+    as it did: its return is divided by 1 - discount^H, as calibration does with episodes that a time limit cuts off.
 
     Args:
         replay: where rollouts start.
@@ -62,7 +63,8 @@ def model_returns(
     state, action = (rows.repeat_interleave(PER_STATE, 0) for rows in starts)
     total = torch.zeros(len(state), device=state.device)
     weight = torch.ones_like(total)
-    for _ in range(math.ceil(math.log(DISCOUNT_LEFT) / math.log(discount))):
+    horizon = math.ceil(math.log(DISCOUNT_LEFT) / math.log(discount))
+    for _ in range(horizon):
         if interrupted():
             return None
         draw = model.sample(state, action, generator)
@@ -71,4 +73,5 @@ def model_returns(
         weight = weight * discount * goes_on
         state = draw.next_observation
         action = actor(state)
+    total = torch.where(weight > 0, total / (1 - discount**horizon), total)
     return ModelReturns(*starts, total.view(-1, PER_STATE))

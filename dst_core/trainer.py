@@ -220,7 +220,12 @@ class Trainer:
             running = reward + (0.0 if end else config.agent.discount * running)
             returns.append(running)
         scale = float(np.sqrt(np.mean(np.square(returns))))
-        self.run.agent.critics.critic.return_scale.fill_(max(scale, 1e-3))
+        if scale == 0:
+            self.progress.say(
+                f"no reward in the {config.warmup_steps} steps of the warm-up: returns are taken to be of order 1; "
+                "raise --warmup-steps if rewards are sparse"
+            )
+        self.run.agent.critics.critic.return_scale.fill_(max(scale, 1e-3) if scale else 1.0)
         kept["rewards"], kept["ends"] = [], []
 
     def _update(self) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dst_core.calibration.by_episode import Array, Indices
 from dst_core.errors import CalibrationError
+from dst_core.evaluate import MOST_STEPS
 from sim_bridge.tasks import make_task
 from sim_bridge.tasks.perturbations import Environment, task_name
 
@@ -22,7 +23,6 @@ NEGLECTED = 0.005
 """Share of a return at the time limit that lies beyond the steps followed."""
 KEPT_TICKS = 50
 LOCKSTEP = 16
-MOST_STEPS = 100_000
 Observations = NDArray[np.float32]
 Policy = Callable[[Observations], NDArray[np.float32]]
 

@@ -22,7 +22,8 @@ def warnings(
     """ROC curve of every signal, with the area under it; shares are of time, of which a kept tick stands for its part of the episode.
 
     Args:
-        signals: name to values (R,), higher where a fall is nearer.
+        signals: name to values (R,), higher where a fall is nearer. Their intervals hold together with 95 % (Bonferroni): the best of
+            several that know nothing looks better than chance.
         falling: (R,) whether the episode falls within the horizon from this tick on.
         ticks: R of them, of the test episodes.
 
@@ -39,16 +40,22 @@ def warnings(
     if falling.all():
         return (), "every tick is within the horizon of a fall, so there is nothing to tell it from"
     steps_each = (ticks.length / np.bincount(ticks.episode))[ticks.episode]
-    return tuple(_warning(name, signal, falling, steps_each, ticks.episode) for name, signal in signals.items()), None
+    interval = INTERVAL[0] / len(signals), 1 - (1 - INTERVAL[1]) / len(signals)
+    return tuple(
+        _warning(name, signal, falling, weight=steps_each, episode=ticks.episode, interval=interval)
+        for name, signal in signals.items()
+    ), None
 
 
-def _warning(name: str, signal: Numbers, falling: Flags, weight: Array, episode: Indices) -> WarningSignal:
+def _warning(
+    name: str, signal: Numbers, falling: Flags, *, weight: Array, episode: Indices, interval: tuple[float, float]
+) -> WarningSignal:
     place = _descending_places(signal)
     false_alarms, warned = roc_curve(place, falling, weight)
     drawn = np.array(
         [_auc(*roc_curve(place, falling, weight * counts[episode])) for counts in resamples(int(episode.max()) + 1)]
     )
-    low, high = np.quantile(drawn[np.isfinite(drawn)], INTERVAL)
+    low, high = np.quantile(drawn[np.isfinite(drawn)], interval)
     shown = _along(false_alarms, warned)
     return WarningSignal(
         signal=name,

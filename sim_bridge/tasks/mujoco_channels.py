@@ -66,21 +66,26 @@ def action_channels(model: mujoco.MjModel) -> list[NamedUnit]:
 
 def _control_unit(model: mujoco.MjModel, actuator: int, joint: int | None) -> str:
     kind = None if joint is None else int(model.jnt_type[joint])
-    if kind not in {_SLIDE, _HINGE}:
+    integrates = model.actuator_dyntype[actuator] == int(mujoco.mjtDyn.mjDYN_INTEGRATOR)
+    if kind not in {_SLIDE, _HINGE} or integrates:
         return UNKNOWN_UNIT
     hinge = kind == _HINGE
     fixed_gain = model.actuator_gaintype[actuator] == int(mujoco.mjtGain.mjGAIN_FIXED)
     gain = float(model.actuator_gainprm[actuator, 0])
+    gear = float(model.actuator_gear[actuator, 0])
     bias = model.actuator_biasprm[actuator]
     if fixed_gain and model.actuator_biastype[actuator] == int(mujoco.mjtBias.mjBIAS_NONE):
-        scale = gain * float(model.actuator_gear[actuator, 0])
-        return f"{'' if scale == 1.0 else f'{scale:g} '}{'N m' if hinge else 'N'}"
+        return _scaled(gain * gear, "N m" if hinge else "N")
     if fixed_gain and model.actuator_biastype[actuator] == int(mujoco.mjtBias.mjBIAS_AFFINE):
         if bias[1] == -gain:
-            return "rad" if hinge else "m"
+            return _scaled(1 / gear, "rad" if hinge else "m")
         if bias[1] == 0.0 and bias[2] == -gain:
-            return "rad/s" if hinge else "m/s"
+            return _scaled(1 / gear, "rad/s" if hinge else "m/s")
     return UNKNOWN_UNIT
+
+
+def _scaled(scale: float, unit: str) -> str:
+    return unit if scale == 1.0 else f"{scale:g} {unit}"
 
 
 def _joint_names(model: mujoco.MjModel) -> list[tuple[str, int]]:

@@ -24,6 +24,15 @@ def test_cvar_objective_is_the_mean_of_the_worst_share(returns: torch.Tensor, le
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(("samples", "level"), [(6, 0.25), (6, 0.4), (10, 0.25), (10, 0.99), (1, 1.0)])
+def test_cvar_averages_the_share_that_was_asked_for_whatever_the_number_of_samples(samples: int, level: float) -> None:
+    """The mean of the quantile function up to `level`: each sample is a step as wide as its share."""
+    row = torch.randn(samples, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    steps = row.sort().values.repeat_interleave(1000)
+    expected = steps[: round(level * samples * 1000)].mean()
+    torch.testing.assert_close(objective(row, risk="cvar", risk_level=level), expected)
+
+
 def test_cvar_climbs_the_worst_samples_alone(returns: torch.Tensor) -> None:
     returns.requires_grad_()
     objective(returns, risk="cvar", risk_level=0.25).sum().backward()

@@ -125,7 +125,9 @@ def test_signals_no_better_than_chance_do_not_warn() -> None:
     for found in calibration.warnings:
         calibration = changed(calibration, found.signal, Estimate(value=0.52, low=0.45, high=0.6))
     assert "does not warn" in before_the_first_section(card(calibration))
-    one = changed(calibration, "data_distance", Estimate(value=0.7, low=0.6, high=0.8))
+    wide = changed(calibration, "critic_disagreement", Estimate(value=0.75, low=0.4, high=0.9))
+    assert "does not warn" in before_the_first_section(card(wide))
+    one = changed(wide, "data_distance", Estimate(value=0.7, low=0.6, high=0.8))
     assert "but weakly: best by 'far from the training data'" in before_the_first_section(card(one))
 
 

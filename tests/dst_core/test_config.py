@@ -22,6 +22,8 @@ from dst_core.config import TrainConfig
         ({"algorithm": "mmd", "critics": 1, "samples": 2, "truncate": 0.9}, "leave at least 2 of the 2 target"),
         ({"algorithm": "iqn", "samples": 1, "risk": "mean-std"}, "samples must be at least 2: one has no spread"),
         ({"algorithm": "tqc", "quantiles": 1, "risk": "mean-std"}, "quantiles must be at least 2"),
+        ({"risk": "cvar", "risk_level": 0.05}, "samples must be at least 20: the worst 0.05 of fewer"),
+        ({"algorithm": "tqc", "risk": "cvar", "risk_level": 0.01}, "quantiles must be at least 100"),
         ({"algorithm": "sac"}, "algorithm must be one of dst, td3, tqc, mage, iqn, mmd, got sac"),
         ({"distance": "sliced"}, "distance must be one of mmd, max-sliced-mmd, got sliced"),
         ({"algorithm": "mmd", "sobolev": "full"}, "through a differentiable world model"),

@@ -53,13 +53,12 @@ def imagined(model: Drift, *, most: int = 4096, interrupted_after: int | None = 
 
 
 def test_first_action_is_replayed_and_the_actor_goes_on() -> None:
-    """Rewards 1, then 2 for ever: 1 + 2 discount / (1 - discount), but for the last hundredth."""
+    """Rewards 1, then 2 for ever: 1 + 2 discount / (1 - discount), though only 99 % of its weight is followed."""
     found = imagined(Drift(noise=0.0, end=0.0), most=64)
     assert found is not None
     whole = 1 + 2 * DISCOUNT / (1 - DISCOUNT)
     assert found.returns.shape == (64, 2)
-    assert torch.all(found.returns <= whole)
-    assert torch.all(found.returns >= whole - 0.01 * 2 / (1 - DISCOUNT) - 1e-4)
+    torch.testing.assert_close(found.returns, torch.full((64, 2), whole), rtol=1e-3, atol=0)
 
 
 def test_spread_of_the_rewards_is_kept_and_both_returns_of_a_state_are_independent() -> None:

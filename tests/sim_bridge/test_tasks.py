@@ -60,6 +60,24 @@ def test_servo_actuators_are_commanded_in_joint_units():
     assert action_channels(model) == [("a", "m"), ("b", "rad/s"), ("turn", "N m")]
 
 
+def test_units_of_an_actuator_are_those_of_what_the_joint_then_does():
+    """Held for ten seconds, a command of 1 turns the joint by what the unit says."""
+    model = mujoco.MjModel.from_xml_string(
+        """<mujoco><option gravity="0 0 0"/><worldbody>
+        <body><joint name="x" type="hinge" damping="1"/><geom size="0.1"/></body>
+        <body><joint name="y" type="hinge"/><geom size="0.1"/></body>
+        <body><joint name="z" type="hinge" damping="1"/><geom size="0.1"/></body></worldbody>
+        <actuator><position name="geared" joint="x" kp="1" gear="5"/><velocity name="wound" joint="y" kv="0.02" gear="10"/>
+        <intvelocity name="rate" joint="z" kp="1" actrange="-9 9"/></actuator></mujoco>"""
+    )
+    assert action_channels(model) == [("geared", "0.2 rad"), ("wound", "0.1 rad/s"), ("rate", "unknown")]
+    data = mujoco.MjData(model)
+    data.ctrl[:] = 1.0
+    mujoco.mj_step(model, data, 5000)
+    assert data.qpos[0] == pytest.approx(0.2, rel=0.01)
+    assert data.qvel[1] == pytest.approx(0.1, rel=0.01)
+
+
 def test_task_without_mujoco_states_its_own_period():
     assert describe_task(make_task("Pendulum-v1")).control_period_s == 0.05  # its dt, not its render_fps of 30
     assert describe_task(make_task("MountainCarContinuous-v0")).control_period_s == pytest.approx(1 / 30)
