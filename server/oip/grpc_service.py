@@ -5,6 +5,8 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 
+from google.protobuf.message import DecodeError
+
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
 from server.core import Core
@@ -67,7 +69,7 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
     async def ModelStreamInfer(
         self, request_iterator: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        """One response per request, in their order; a request that fails ends nothing but itself."""
+        """One response per request, in their order; a request that fails ends nothing but itself, a message that is none the stream."""
         waiting: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None] = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_IN_FLIGHT)
 
@@ -95,6 +97,12 @@ class OpenInferenceService(open_inference_pb2_grpc.GRPCInferenceServiceServicer)
                     task.cancel()
         if not self._core.accepting:
             await abort(context, ShuttingDownError("server is shutting down"))
+        try:
+            await receiving
+        except DecodeError:
+            await abort(
+                context, InvalidInputError("a message of the stream is no ModelInferRequest; open another stream")
+            )
 
     def close_streams(self) -> None:
         """Answers what each stream has received, then ends it with UNAVAILABLE."""

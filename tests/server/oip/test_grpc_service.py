@@ -315,6 +315,19 @@ def test_stream_answers_every_request_in_order_and_outlives_a_bad_one(grpc_clien
         grpc_client.stop_stream()
 
 
+def test_stream_with_a_message_that_is_no_request_answers_what_came_before_and_fails(running, rows):
+    with grpc.insecure_channel(running.grpc) as channel:
+        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        good = message(rows[:1]).SerializeToString()
+        responses = stream(iter([good, good, b"\xff\xff\xff", good]), timeout=PATIENCE_S)
+        answered = []
+        with pytest.raises(grpc.RpcError) as end:
+            answered.extend(responses)
+    assert len(answered) == 2
+    assert end.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "is no ModelInferRequest" in end.value.details()
+
+
 def test_stream_reads_no_more_than_it_may_have_in_flight(gated, rows):
     """What it reads beyond would be refused for overload: one client may not have so much waiting."""
     gated.armed = True
