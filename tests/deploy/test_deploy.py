@@ -1,12 +1,15 @@
 """What the container images and the compose file promise, as far as it can be checked without a container engine."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+import threading
 import tomllib
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -112,14 +115,34 @@ def test_flags_of_started_commands_are_known_to_them(script: str, arguments: lis
             assert re.search(rf"{re.escape(flag)}\b", shown), f"{script} has no {flag}"
 
 
-def test_health_check_asks_the_address_that_the_server_listens_on() -> None:
+def health_check() -> list[str]:
     check = last("server", "HEALTHCHECK")
-    argv = json.loads(check[check.index("CMD") + len("CMD") :])
+    argv: list[str] = json.loads(check[check.index("CMD") + len("CMD") :])
     assert argv[:2] == ["python", "-c"]
-    compile(argv[2], "healthcheck", "exec")
+    return argv
+
+
+def test_health_check_asks_the_address_that_the_server_listens_on() -> None:
+    argv = health_check()
     arguments = COMPOSE["services"]["server"]["command"]
     port = arguments[arguments.index("--http") + 1].rpartition(":")[2]
     assert f"http://127.0.0.1:{port}/readyz" in argv[2]
+
+
+@pytest.mark.parametrize("status", [200, 503])
+def test_health_check_says_what_the_server_says_whatever_proxy_the_container_is_told_of(status: int) -> None:
+    class Readiness(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/readyz" else 404)
+            self.end_headers()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Readiness) as server:
+        threading.Thread(target=server.serve_forever).start()
+        program = health_check()[2].replace("8080", str(server.server_port))
+        proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY", "all_proxy"), "http://127.0.0.1:9")
+        check = subprocess.run([sys.executable, "-c", program], env={**os.environ, **proxies}, timeout=60, check=False)
+        server.shutdown()
+    assert (check.returncode == 0) == (status == 200)
 
 
 def test_ports_are_published_on_loopback_only_and_match_the_server() -> None:
