@@ -22,7 +22,7 @@ class BundleStore:
         return self._directory / version
 
     def keep(self, bundle: Bundle) -> Path:
-        """Copies a bundle, unless it is here; returns where.
+        """Copies a bundle, unless it is here; returns where. Any thread may, at any time.
 
         Raises:
             BundleError: there is no room for it, or its manifest was replaced after the bundle was read.
@@ -46,7 +46,14 @@ class BundleStore:
             same = False
         if not same:
             raise BundleError(f"bundle refused: {bundle.path}: changed while it was read; load it again")
-        return copy.rename(kept)
+        try:
+            return copy.rename(kept)
+        except OSError:
+            if not kept.exists():
+                raise
+            # Another thread has kept the same version meanwhile.
+            shutil.rmtree(copy, ignore_errors=True)
+            return kept
 
     def prune(self, versions: Container[str]) -> None:
         """Removes all but these."""

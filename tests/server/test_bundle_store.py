@@ -1,11 +1,15 @@
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from server import bundle_store
 from server.bundle import load_bundle
 from server.bundle_store import BundleStore
 from server.errors import BundleError
 from tests.server import small_bundle
+from tests.server.running import PATIENCE_S
 
 
 @pytest.fixture
@@ -21,6 +25,21 @@ def test_what_is_kept_is_the_bundle_whatever_becomes_of_its_directory(store, edi
     again = load_bundle(kept)
     assert (again.manifest, again.files) == (bundle.manifest, bundle.files)
     assert store.keep(bundle) == kept == store.path(bundle.manifest.version)
+
+
+def test_threads_that_keep_the_same_bundle_at_once_all_get_it(store, loaded, monkeypatch):
+    """All are let past the question whether it is here before any of them has put it there."""
+    verified, read = threading.Barrier(3), bundle_store.load_bundle
+
+    def load_together(path):
+        verified.wait(PATIENCE_S)
+        return read(path)
+
+    monkeypatch.setattr(bundle_store, "load_bundle", load_together)
+    with ThreadPoolExecutor(3) as pool:
+        kept = set(pool.map(store.keep, [loaded] * 3))
+    assert kept == {store.path(loaded.manifest.version)}
+    assert [path.name for path in store.path("").iterdir()] == [loaded.manifest.version]
 
 
 def test_what_is_not_named_is_removed(store, loaded):
