@@ -1,5 +1,6 @@
 """The operator's page in a real browser, served by the real server while a robot drives through it."""
 
+import contextlib
 import hashlib
 import json
 import math
@@ -24,6 +25,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from protos import policy_pb2 as pb
 from protos.policy_pb2_grpc import PolicyServiceStub
+from server.live import MAX_VIEWERS
 from tests.server import small_bundle
 
 ROOT = Path(__file__).parents[2]
@@ -469,6 +471,18 @@ def test_page_says_when_the_server_goes_away_and_recovers(bundle: Path, visit: C
         seen.drive(robot, 3)
         expect(card_of(seen, robot)).to_have_attribute("data-ticks", "3", timeout=PATIENCE_MS)
         expect(seen.page.locator(".robot")).to_have_count(1)
+
+
+def test_page_that_is_refused_says_what_the_server_says_and_recovers(bundle: Path, visit: Callable[..., Visit]) -> None:
+    with Server(bundle) as server:
+        with contextlib.ExitStack() as viewers:
+            for _ in range(MAX_VIEWERS):
+                viewers.enter_context(urllib.request.urlopen(f"{server.url}/v1/live", timeout=PATIENCE_MS / 1000))
+            seen = visit(server.url)
+            banner = seen.page.locator("#banner")
+            expect(banner).to_contain_text(f"{MAX_VIEWERS} viewers are connected; close one", timeout=PATIENCE_MS)
+        expect(banner).to_be_hidden(timeout=PATIENCE_MS)
+        expect(seen.page.locator("#link")).to_contain_text("Live")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

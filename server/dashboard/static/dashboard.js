@@ -43,13 +43,16 @@ function policyOf(server, robot) {
   return named.find((policy) => policy.version === robot.policy_version) ?? null;
 }
 
-function onLink(state) {
+function onLink(state, refusal = "") {
+  if (state === "lost") {
+    const problem = refusal ? `The server refuses this page: ${refusal}.` : "The server does not answer.";
+    byId("banner").textContent = `${problem} Trying again every second; what you see below is old.`;
+    byId("link").textContent = refusal ? "Not connected" : "Connection lost";
+  }
   if (state === link) return;
   link = state;
   document.body.dataset.link = state;
   byId("banner").hidden = state !== "lost";
-  byId("banner").textContent = "The server does not answer. Trying again every second; what you see below is old.";
-  if (state === "lost") byId("link").textContent = "Connection lost";
   requestDraw();
 }
 

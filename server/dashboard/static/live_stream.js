@@ -11,7 +11,7 @@ export class LiveStream {
   #timer = null;
 
   // onEvent(event, first): first is true for the event that carries the whole history.
-  // onLink("connecting" | "live" | "lost")
+  // onLink("connecting" | "live" | "lost", refusal): refusal is what a server that lets nobody in says, empty where it says nothing.
   constructor(url, onEvent, onLink) {
     this.#url = url;
     this.#onEvent = onEvent;
@@ -27,8 +27,27 @@ export class LiveStream {
       this.#onEvent(JSON.parse(message.data), first);
       first = false;
     };
-    this.#source.onerror = () => this.#lose();
+    this.#source.onerror = async () => {
+      clearTimeout(this.#timer);
+      this.#source.close();
+      this.#lose(first ? await this.#refusal() : "");
+    };
     this.#expectWithin(SILENT_MS);
+  }
+
+  // An EventSource does not tell why it was refused.
+  async #refusal() {
+    const asking = new AbortController();
+    const timer = setTimeout(() => asking.abort(), RETRY_MS);
+    try {
+      const reply = await fetch(this.#url, { signal: asking.signal });
+      return reply.ok ? "" : (await reply.json()).error;
+    } catch {
+      return "";
+    } finally {
+      clearTimeout(timer);
+      asking.abort();
+    }
   }
 
   #expectWithin(ms) {
@@ -36,10 +55,10 @@ export class LiveStream {
     this.#timer = setTimeout(() => this.#lose(), ms);
   }
 
-  #lose() {
+  #lose(refusal = "") {
     clearTimeout(this.#timer);
     this.#source.close();
-    this.#onLink("lost");
+    this.#onLink("lost", refusal);
     this.#timer = setTimeout(() => this.open(), RETRY_MS);
   }
 }
