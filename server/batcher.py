@@ -85,7 +85,9 @@ class Batcher:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise NotReadyError(f"policy {self._name!r} was unloaded or replaced by another version; open a new session")
+            raise NotReadyError(
+                f"policy {self._name!r} was unloaded or replaced by another version; open a new session"
+            )
 
     @contextlib.contextmanager
     def parts(self) -> Iterator[None]:
