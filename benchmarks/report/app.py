@@ -18,6 +18,8 @@ from benchmarks.report.figures import write_figures
 from benchmarks.report.page import FIGURES, page
 from benchmarks.report.study import REFERENCE, study_of
 
+GRID_FILE = "grid.toml"
+NOTES_FILE = "notes.md"
 DESCRIPTION = f"""Write the page of the results that dst-experiment left in DIR: tables, figures, and claims with their verdicts.
 
 examples:
@@ -26,11 +28,11 @@ examples:
   dst-report runs/quick --reference td3           (runs/quick.md and runs/quick/{FIGURES})
 
 A page, its figures and the tables it is made from always stand together: PAGE.md, PAGE/{FIGURES}, PAGE/{RESULTS_FILE} and
-PAGE/{CURVES_FILE}. dst-experiment --out PAGE counts the runs in these tables as done.
+PAGE/{CURVES_FILE}. dst-experiment --out PAGE counts the runs in these tables as done. PAGE/{NOTES_FILE}, Markdown by hand, is a
+section of the page where it exists.
 
 Exit codes: 0 written, 2 refused with the reason, 130 Ctrl-C.
 """
-GRID_FILE = "grid.toml"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +82,13 @@ def run(report: Report) -> None:
     console = Console(stderr=True)
     with console.status("computing") as status:
         study = study_of(read_results(report.directory), reference=report.reference)
-        grid = beside / GRID_FILE
-        text = page(study, out=_as_named(out), grid=str(_as_named(grid)) if grid.exists() else "GRID")
+        grid, notes = beside / GRID_FILE, beside / NOTES_FILE
+        text = page(
+            study,
+            out=_as_named(out),
+            grid=str(_as_named(grid)) if grid.exists() else "GRID",
+            notes=notes.read_text(encoding="utf-8") if notes.exists() else "",
+        )
         status.update("drawing")
         out.parent.mkdir(parents=True, exist_ok=True)
         write_figures(study, beside / FIGURES)

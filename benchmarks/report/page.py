@@ -23,13 +23,14 @@ FIGURES = "figures"
 """Directory of the figures, beside the tables."""
 
 
-def page(study: Study, *, out: PurePosixPath, grid: str) -> str:
+def page(study: Study, *, out: PurePosixPath, grid: str, notes: str = "") -> str:
     """Markdown; the same tables and names give the same text.
 
     Args:
         study: the results, grouped.
         out: PAGE.md as commands name it; the tables are in PAGE beside it, the figures in PAGE/figures.
         grid: file of the experiment, likewise.
+        notes: Markdown by hand, of what the tables do not say.
     """
     tables = out.with_suffix("")
     figures = f"{tables.name}/{FIGURES}"
@@ -40,13 +41,15 @@ def page(study: Study, *, out: PurePosixPath, grid: str) -> str:
         "Learning curves": [*_some(images, "curves", "time")],
         "Interactions to reach a level": [_interactions(study)],
         "Ablations": [ablation_tables(study), *_some(images, "ablations")],
+        "Notes": [notes.strip()],
         "What ran": [overview(study)],
         "How the numbers are made": [_method(study)],
         "Each setting": [setting_tables(study)],
         "Reproduce": [_reproduce(study, out=out, grid=grid)],
     }
+    source = "all numbers but those of the notes from there" if notes else "all numbers from there"
     intro = (
-        f"Made by `dst-report` from the tables in `{tables}`, all numbers from there. {summary(study)} "
+        f"Made by `dst-report` from the tables in `{tables}`, {source}. {summary(study)} "
         "Intervals are 95 % bootstrap intervals over seeds; [How the numbers are made](#how-the-numbers-are-made) defines every term."
     )
     parts = ["# Results", intro]

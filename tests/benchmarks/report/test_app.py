@@ -58,6 +58,19 @@ def test_page_figures_and_tables_stand_together(
     assert page.read_text(encoding="utf-8") == text, "the copy gives the same page"
 
 
+def test_notes_beside_the_page_are_a_section_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "x", results(seeds([1.0, 2.0])))
+    assert report(monkeypatch, "x") == 0
+    bare = (tmp_path / "x.md").read_text(encoding="utf-8")
+    (tmp_path / "x" / "notes.md").write_text("What was tuned: nothing.\n", encoding="utf-8")
+    assert report(monkeypatch, "x") == 0
+    noted = (tmp_path / "x.md").read_text(encoding="utf-8")
+    assert "\n## Notes\n\nWhat was tuned: nothing.\n\n## What ran\n" in noted
+    assert "all numbers but those of the notes from there." in noted
+    assert "notes" not in bare
+
+
 def test_tables_of_another_experiment_are_never_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from benchmarks.experiments.results import RESULTS_FILE, Results, read_results
+from benchmarks.report.app import NOTES_FILE
 from benchmarks.report.page import page
 from benchmarks.report.study import study_of
 from tests.benchmarks.report.tables import flat, made_run, results, seeds
@@ -26,8 +27,10 @@ def some_results():
     return results([*runs, *seeds([4.0], perturbation="observation=0.2")])
 
 
-def page_of(tables: Results, *, reference: str = "dst", out: str = "docs/results.md", grid: str = GRID) -> str:
-    return page(study_of(tables, reference=reference), out=PurePosixPath(out), grid=grid)
+def page_of(
+    tables: Results, *, reference: str = "dst", out: str = "docs/results.md", grid: str = GRID, notes: str = ""
+) -> str:
+    return page(study_of(tables, reference=reference), out=PurePosixPath(out), grid=grid, notes=notes)
 
 
 def test_the_same_tables_give_the_same_page() -> None:
@@ -88,11 +91,12 @@ def test_links_and_commands_are_those_of_the_page() -> None:
 
 
 def test_committed_page_is_made_from_the_committed_tables() -> None:
-    """Every number of docs/results.md is one of the tables beside it."""
+    """Every number of docs/results.md is one of the tables beside it, but for the notes."""
     directory = DOCS / "results"
     if not (directory / RESULTS_FILE).exists():
         pytest.skip("docs/results has no results yet; dst-experiment makes them")
-    made = page_of(read_results(directory))
+    notes = directory / NOTES_FILE
+    made = page_of(read_results(directory), notes=notes.read_text(encoding="utf-8") if notes.exists() else "")
     assert (DOCS / "results.md").read_text(encoding="utf-8") == made, "run dst-report docs/results"
     for link in re.findall(r"\((results/figures/[^)]+)\)", made):
         assert (DOCS / link).is_file(), link
