@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from rich.console import Console
@@ -42,11 +43,7 @@ def is_alive(process: int) -> bool:
 
 
 def children_of(process: int) -> list[int]:
-    return [
-        int(child)
-        for thread in Path(f"/proc/{process}/task").iterdir()
-        for child in (thread / "children").read_text().split()
-    ]
+    return [child.pid for child in psutil.Process(process).children()]
 
 
 def test_runs_that_diverge_or_crash_leave_the_others_alone_and_their_rows_behind(mixed: Path) -> None:
