@@ -121,7 +121,8 @@ A single row is one run of `dst-train`. Its command is in the column `command` o
 import polars
 
 runs = polars.read_parquet("{out.with_suffix("") / RESULTS_FILE}")
-print(runs.row(by_predicate=polars.col("run") == "{study.runs[0].name}", named=True)["command"])
+run = polars.col("run") == "{study.runs[0].name}"
+print(runs.row(by_predicate=run, named=True)["command"])
 ```
 
 {folded("The command of one run of each variant", f"```sh{chr(10)}{commands}{chr(10)}```")}"""
