@@ -81,7 +81,7 @@ class Admission:
         own = (promise for promise in self._promises if promise.policy == policy)
         return sum(promise.rate_hz * (promise.cost_s + self._wire_s) for promise in own)
 
-    def grant(self, *, rate_hz: float, latency_ms: float, cost_s: float, longest_s: float, policy: str = "") -> Promise:
+    def grant(self, *, rate_hz: float, latency_ms: float, cost_s: float, longest_s: float, policy: str) -> Promise:
         """Promises a rate and a latency.
 
         Args:

@@ -8,13 +8,13 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import grpc
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.errors import ShuttingDownError
 from server.grpc_calls import Context, abort
 
 
-class Health:
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # grpc leaves it untyped
     """Who asks is told once, who watches is told of every change. Belongs to its event loop."""
 
     def __init__(self) -> None:

@@ -13,7 +13,8 @@ def admission():
 
 
 def grant(to, **wanted):
-    return to.grant(**{"rate_hz": 100.0, "latency_ms": 5.0, "cost_s": 0.1 * MS, "longest_s": MS, **wanted})
+    asked = {"rate_hz": 100.0, "latency_ms": 5.0, "cost_s": 0.1 * MS, "longest_s": MS, "policy": "reacher"}
+    return to.grant(**{**asked, **wanted})
 
 
 def test_promises_never_need_more_than_the_share_of_the_processor():
