@@ -19,6 +19,7 @@ from dst_core.reference import UpdateNoise, reference_update
 from dst_core.replay import Replay
 from dst_core.run import choose_device
 from dst_core.sobolev_loss import Distance
+from dst_core.targets import TargetSamples
 from dst_core.world_model import Transition
 
 PEERS = ("stable_baselines3", "sb3_contrib")
@@ -138,14 +139,16 @@ def _parts(
     critics, batch = agent.critics, len(transition.reward)
     assert isinstance(critics, CriticLearner)
 
-    def target() -> torch.Tensor:
-        return critics.target(transition, model=agent.model, actor=agent.target_actor, generator=generator)
+    noise = critics.draw_noise(transition, generator)
+
+    def target() -> TargetSamples:
+        return critics.target(transition, noise, model=agent.model, actor=agent.target_actor, generator=generator)
 
     fixed = target()
 
     def critic() -> None:
         critics.optimiser.zero_grad()
-        torch.autograd.backward(critics.loss(transition, fixed, generator))
+        torch.autograd.backward(critics.loss(transition, fixed, noise))
 
     def optimiser() -> None:
         for one in agent.optimisers.values():

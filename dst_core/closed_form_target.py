@@ -11,10 +11,10 @@ Same law and same gradients as `sobolev_target`, which differentiates copies of 
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from dst_core.actor import Actor
 from dst_core.critic import GenerativeCritic
@@ -25,36 +25,13 @@ RETURNS_PER_STEP = 2
 """Return samples that share an imagined step and a target critic, K."""
 
 
-class TargetNoise(NamedTuple):
-    """All noise of one target."""
-
-    model: Tensor
-    """(B, J, latent + S + 1)"""
-    critic: Tensor
-    """(E, B, J, K, noise)"""
-
-    @classmethod
-    def draw(
-        cls,
-        batch: int,
-        *,
-        samples: int,
-        model: ConditionalVae,
-        critic: GenerativeCritic,
-        generator: torch.Generator | None,
-    ) -> "TargetNoise":
-        """For M samples per transition and target critic, in one call."""
-        steps = math.ceil(samples / RETURNS_PER_STEP)
-        shapes = (
-            (batch, steps, model.noise_size),
-            (critic.members, batch, steps, RETURNS_PER_STEP, critic.noise_size),
-        )
-        like = critic.noise_in
-        counts = [math.prod(shape) for shape in shapes]
-        noise = torch.randn(sum(counts), generator=generator, device=like.device, dtype=like.dtype)
-        parts = noise.tensor_split([counts[0]])
-        of_model, of_critic = (part.view(shape) for part, shape in zip(parts, shapes, strict=True))
-        return cls(of_model, of_critic)
+def draw_steps_noise(
+    batch: int, *, samples: int, model: ConditionalVae, generator: torch.Generator | None = None
+) -> Tensor:
+    """Noise of the imagined steps for M samples per transition and target critic, (B, J, latent + S + 1), J = ceil(M / K)."""
+    like = next(model.parameters())
+    shape = (batch, math.ceil(samples / RETURNS_PER_STEP), model.noise_size)
+    return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
 @torch.no_grad()
@@ -62,12 +39,12 @@ def closed_form_target(
     observation: Tensor,
     action: Tensor,
     *,
-    noise: TargetNoise,
+    steps_noise: Tensor,
+    noise: Tensor,
     model: ConditionalVae,
     actor: Actor,
     critic: GenerativeCritic,
     discount: float,
-    samples: int,
     blocks: Sequence[str],
 ) -> Tensor:
     """Target samples for replayed state-action pairs.
@@ -75,26 +52,28 @@ def closed_form_target(
     Args:
         observation: (B, S).
         action: (B, A) in the user's units.
-        noise: of J K >= M samples per target critic; those beyond M are not used.
+        steps_noise: of the imagined steps, (B, J, latent + S + 1).
+        noise: of the target critics, (E, B, M, noise) with M <= J K.
         model: imagines (s', r) and the probability that s' is terminal.
         actor: the target actor.
         critic: the target critics, E of them.
         discount: per step.
-        samples: M per transition and target critic.
         blocks: gradients stacked below the return, of "action" and "state" in this order.
 
     Returns:
         (B, M * E, 1 + D), columns as `sobolev_target` gives them.
     """
-    draw, pull_back = model.imagine(observation, action, noise.model, blocks=blocks)
-    members, batch, steps, returns_per_step, _ = noise.critic.shape
+    draw, pull_back = model.imagine(observation, action, steps_noise, blocks=blocks)
+    (members, batch, samples, _), steps = noise.shape, steps_noise.shape[1]
+    of_steps = functional.pad(noise, (0, 0, 0, steps * RETURNS_PER_STEP - samples))
     following = draw.next_observation.flatten(0, 1)
     next_action, to_following = actor.linearised(following)
-    columns = critic.joint_columns(following, next_action, noise.critic.flatten(1, 2), blocks=("state", "action"))
+    of_steps = of_steps.view(members, batch * steps, RETURNS_PER_STEP, -1)
+    columns = critic.joint_columns(following, next_action, of_steps, blocks=("state", "action"))
     future, by_following, by_action = (
         columns.permute(1, 2, 0, 3).flatten(1, 2).tensor_split([1, 1 + following.shape[-1]], -1)
     )
-    shape = (batch, steps, returns_per_step * members)
+    shape = (batch, steps, RETURNS_PER_STEP * members)
     future = future.view(shape)
     remaining = discount * (1 - draw.termination).unsqueeze(-1)
     y = draw.reward.unsqueeze(-1) + remaining * future

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 
 from dst_core.actor import Actor
-from dst_core.closed_form_target import TargetNoise, closed_form_target
+from dst_core.closed_form_target import closed_form_target, draw_steps_noise
 from dst_core.critic import GenerativeCritic
 from dst_core.execution import EAGER, Execution
 from dst_core.mmd import Estimator, Kernel
 from dst_core.networks import descend, polyak, target_of
 from dst_core.sobolev_loss import Distance, JointScale, sobolev_loss
-from dst_core.targets import sobolev_target, truncate
+from dst_core.targets import TargetSamples, sobolev_target, truncated_target
 from dst_core.world_model import StepModel, Transition
 from dst_core.world_models.conditional_vae import ConditionalVae
 
@@ -61,20 +61,29 @@ class CriticLearner(nn.Module):
         self._closed_form_target = execution.prepare(self.target_along)
         self._loss = execution.prepare(self.loss_along)
 
-    def target(self, transition: Transition, *, model: StepModel, actor: Actor, generator: torch.Generator) -> Tensor:
-        """Truncated samples of the Sobolev Bellman target, (B, K, D); arguments as `step`.
+    def draw_noise(self, transition: Transition, generator: torch.Generator) -> Tensor:
+        """Noise (E, B, M, noise) that drives both laws of an update, the critics' and the target's."""
+        return self.critic.draw_noise(len(transition.reward), self.samples, generator)
+
+    def target(
+        self, transition: Transition, noise: Tensor, *, model: StepModel, actor: Actor, generator: torch.Generator
+    ) -> TargetSamples:
+        """Truncated samples of the Sobolev Bellman target along noise (E, B, M, noise) of the target critics; arguments as `step`.
 
         In closed form where model and actor have one; otherwise by autograd.
         """
         if isinstance(model, ConditionalVae) and model.has_closed_form and isinstance(actor, Actor):
-            noise = TargetNoise.draw(
-                len(transition.reward),
-                samples=self.samples,
-                model=model,
-                critic=self.target_critic,
-                generator=generator,
+            steps_noise = draw_steps_noise(
+                len(transition.reward), samples=self.samples, model=model, generator=generator
             )
-            return self._closed_form_target(transition.observation, transition.action, noise, model, actor)
+            return self._closed_form_target(
+                transition.observation,
+                transition.action,
+                steps_noise=steps_noise,
+                noise=noise,
+                model=model,
+                actor=actor,
+            )
         samples = sobolev_target(
             transition.observation,
             transition.action,
@@ -84,32 +93,40 @@ class CriticLearner(nn.Module):
             discount=self.discount,
             samples=self.samples,
             blocks=self.blocks,
+            noise=noise.flatten(1, 2).unsqueeze(2),
             generator=generator,
         )
-        return truncate(samples, self.truncate)
+        return truncated_target(samples, self.truncate, members=self.critic.members)
 
     def target_along(
-        self, observation: Tensor, action: Tensor, noise: TargetNoise, model: ConditionalVae, actor: Actor
-    ) -> Tensor:
-        """Truncated samples of the target in closed form along the noise given, (B, K, D)."""
+        self,
+        observation: Tensor,
+        action: Tensor,
+        *,
+        steps_noise: Tensor,
+        noise: Tensor,
+        model: ConditionalVae,
+        actor: Actor,
+    ) -> TargetSamples:
+        """Truncated samples of the target in closed form along the noise of imagined steps and of target critics."""
         samples = closed_form_target(
             observation,
             action,
+            steps_noise=steps_noise,
             noise=noise,
             model=model,
             actor=actor,
             critic=self.target_critic,
             discount=self.discount,
-            samples=self.samples,
             blocks=self.blocks,
         )
-        return truncate(samples, self.truncate)
+        return truncated_target(samples, self.truncate, members=self.critic.members)
 
-    def loss_along(self, observation: Tensor, action: Tensor, target: Tensor, noise: Tensor) -> Tensor:
-        """Distance of the critics' law along noise (E, B, N, noise) to the target (B, K, D), () in standardised units."""
+    def loss_along(self, observation: Tensor, action: Tensor, target: TargetSamples, noise: Tensor) -> Tensor:
+        """Distance of the critics' law along the noise (E, B, M, noise) of the target to it, () in standardised units."""
         return sobolev_loss(
             self.critic.joint_columns(observation, action, noise, blocks=self.blocks),
-            target,
+            target.joint,
             std=self.scale.std,
             gradient_weight=self.gradient_weight,
             distance=self.distance,
@@ -117,6 +134,7 @@ class CriticLearner(nn.Module):
             bandwidth=self.bandwidth,
             estimator=self.estimator,
             blocks=self.blocks,
+            target_draw=target.draw,
         )
 
     def returns_along(self, observation: Tensor, action: Tensor, noise: Tensor) -> Tensor:
@@ -132,9 +150,8 @@ class CriticLearner(nn.Module):
         )
         return returns
 
-    def loss(self, transition: Transition, target: Tensor, generator: torch.Generator) -> Tensor:
-        """Distance of the critics' law at the transition to the target (B, K, D), () in standardised units."""
-        noise = self.critic.draw_noise(len(transition.reward), self.samples, generator)
+    def loss(self, transition: Transition, target: TargetSamples, noise: Tensor) -> Tensor:
+        """Distance of the critics' law at the transition to the target drawn along the same noise, () in standardised units."""
         return self._loss(transition.observation, transition.action, target, noise)
 
     def step(
@@ -151,12 +168,13 @@ class CriticLearner(nn.Module):
         Returns:
             Scalars: `critic_loss` in standardised units, `target_mean` and `target_std` of the return in units of reward.
         """
-        target = self.target(transition, model=model, actor=actor, generator=generator)
-        self.scale.update(target)
-        loss = self.loss(transition, target, generator)
+        noise = self.draw_noise(transition, generator)
+        target = self.target(transition, noise, model=model, actor=actor, generator=generator)
+        self.scale.update(target.joint)
+        loss = self.loss(transition, target, noise)
         descend(self.optimiser, loss, max_gradient_norm=self.max_gradient_norm)
         polyak(self.target_critic, self.critic, self.polyak)
-        returns = target[..., 0]
+        returns = target.joint[..., 0]
         return {
             "critic_loss": loss.detach(),
             "target_mean": returns.mean(),

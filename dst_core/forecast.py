@@ -76,11 +76,10 @@ class Forecast:
     def step(self, transition: Transition, *, model: StepModel, actor: Actor, generator: torch.Generator) -> None:
         """One step towards the law; arguments as `CriticLearner.step`."""
         learner = self._learner
-        target = learner.target(transition, model=model, actor=actor, generator=generator)
-        learner.scale.update(target)
-        loss = learner.loss(transition, target, generator) + self._distance_to_imagined(
-            len(transition.reward), generator
-        )
+        noise = learner.draw_noise(transition, generator)
+        target = learner.target(transition, noise, model=model, actor=actor, generator=generator)
+        learner.scale.update(target.joint)
+        loss = learner.loss(transition, target, noise) + self._distance_to_imagined(len(transition.reward), generator)
         descend(learner.optimiser, loss, max_gradient_norm=learner.max_gradient_norm)
         polyak(learner.target_critic, learner.critic, learner.polyak)
         self._schedule.step()

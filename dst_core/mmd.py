@@ -2,6 +2,9 @@
 
 Squared MMD in the kernels of `KERNELS`. Estimator: the unbiased U-statistic (Gretton et al., "A kernel two-sample test", JMLR 2012,
 Lemma 6), which leaves the diagonal out, or their biased V-statistic, which keeps it and shrinks the learned spread at few samples.
+
+A predicted and a target sample may be driven by the same noise. As in that lemma, whose statistic is one of pairs, such two are then
+not compared with each other, which keeps the estimate unbiased; and since both laws then scatter alike, it varies far less.
 """
 
 from collections.abc import Callable
@@ -31,7 +34,13 @@ KERNELS: dict[Kernel, Callable[[Tensor, float], Tensor]] = {"multiquadric": mult
 
 
 def mmd2(
-    x: Tensor, y: Tensor, *, bandwidth: float, kernel: Kernel = "multiquadric", estimator: Estimator = "unbiased"
+    x: Tensor,
+    y: Tensor,
+    *,
+    bandwidth: float,
+    kernel: Kernel = "multiquadric",
+    estimator: Estimator = "unbiased",
+    together: Tensor | None = None,
 ) -> Tensor:
     """Squared maximum mean discrepancy of two sample sets.
 
@@ -41,6 +50,8 @@ def mmd2(
         bandwidth: h > 0 of the kernel, in inverse units of the samples.
         kernel: multiquadric (the paper's, divided by h) or Gaussian.
         estimator: unbiased (U-statistic) or biased (V-statistic).
+        together: (..., N, M) true for a predicted and a target sample driven by the same noise; leading axes broadcast against those of
+            `x`. Without it all samples of `x` are independent of those of `y`.
 
     Returns:
         (...,): the unbiased estimate may be negative, since the distance is near zero.
@@ -68,33 +79,54 @@ def mmd2(
         diagonal = count * KERNELS[kernel](a.new_zeros(()), bandwidth)
         return (all_pairs.sum((-2, -1)) - diagonal) / (count * (count - 1))
 
-    return within(x) + within(y) - 2.0 * similarity(x, y).mean((-2, -1))
+    def between(a: Tensor, b: Tensor) -> Tensor:
+        if together is None:
+            return similarity(a, b).mean((-2, -1))
+        apart = (~together).to(a.dtype)
+        return (similarity(a, b) * apart).sum((-2, -1)) / apart.sum((-2, -1))
+
+    return within(x) + within(y) - 2.0 * between(x, y)
 
 
 def max_sliced_mmd2(
-    x: Tensor, y: Tensor, *, bandwidth: float, kernel: Kernel = "multiquadric", estimator: Estimator = "unbiased"
+    x: Tensor,
+    y: Tensor,
+    *,
+    bandwidth: float,
+    kernel: Kernel = "multiquadric",
+    estimator: Estimator = "unbiased",
+    together: Tensor | None = None,
 ) -> Tensor:
     """Largest squared MMD over one-dimensional projections, the direction sought separately for every leading index.
 
     The direction is sought with samples detached; only the last evaluation carries the critic's graph (Danskin). The maximum of an
     estimate is biased upward: `cross_fitted_sliced_mmd2` is not. Arguments, result and errors as `mmd2`.
     """
-    direction = steepest_direction(x, y, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
-    return sliced_mmd2(x, y, direction, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
+    direction = steepest_direction(x, y, bandwidth=bandwidth, kernel=kernel, estimator=estimator, together=together)
+    return sliced_mmd2(x, y, direction, bandwidth=bandwidth, kernel=kernel, estimator=estimator, together=together)
 
 
-def cross_fitted_sliced_mmd2(x: Tensor, y: Tensor, *, bandwidth: float, kernel: Kernel = "multiquadric") -> Tensor:
+def cross_fitted_sliced_mmd2(
+    x: Tensor, y: Tensor, *, bandwidth: float, kernel: Kernel = "multiquadric", together: Tensor | None = None
+) -> Tensor:
     """Squared MMD along the steepest direction of other samples: every half is measured along the direction that the other half gives.
 
     The direction being independent of the samples measured, the U-statistic stays unbiased and the loss least where both laws agree.
     The maximum over one and the same samples is positive even there, and grows with the spread of the predicted law, which it therefore
-    shrinks. Arguments, result and errors as `mmd2`, with at least four samples a side.
+    shrinks. Samples driven by the same noise belong into the same half, so both sets are cut at the same share. Arguments, result and
+    errors as `mmd2`, with at least four samples a side.
     """
-    halves = list(zip(x.tensor_split(2, -2), y.tensor_split(2, -2), strict=True))
-    directions = [steepest_direction(*half, bandwidth=bandwidth, kernel=kernel) for half in halves]
+    predicted = (x.shape[-2] + 1) // 2
+    target = y.shape[-2] * predicted // x.shape[-2]
+    first, second = slice(None, predicted), slice(predicted, None)
+    halves = [
+        (x[..., of_x, :], y[..., of_y, :], None if together is None else together[..., of_x, of_y])
+        for of_x, of_y in ((first, slice(None, target)), (second, slice(target, None)))
+    ]
+    directions = [steepest_direction(a, b, bandwidth=bandwidth, kernel=kernel, together=same) for a, b, same in halves]
     measured = [
-        sliced_mmd2(*half, direction, bandwidth=bandwidth, kernel=kernel)
-        for half, direction in zip(halves, reversed(directions), strict=True)
+        sliced_mmd2(a, b, direction, bandwidth=bandwidth, kernel=kernel, together=same)
+        for (a, b, same), direction in zip(halves, reversed(directions), strict=True)
     ]
     return torch.stack(measured).mean(0)
 
@@ -107,10 +139,11 @@ def sliced_mmd2(
     bandwidth: float,
     kernel: Kernel = "multiquadric",
     estimator: Estimator = "unbiased",
+    together: Tensor | None = None,
 ) -> Tensor:
     """Squared MMD of the samples projected on unit directions, (..., D); otherwise as `mmd2`."""
     along = direction.unsqueeze(-1)
-    return mmd2(x @ along, y @ along, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
+    return mmd2(x @ along, y @ along, bandwidth=bandwidth, kernel=kernel, estimator=estimator, together=together)
 
 
 def steepest_direction(
@@ -120,6 +153,7 @@ def steepest_direction(
     bandwidth: float,
     kernel: Kernel = "multiquadric",
     estimator: Estimator = "unbiased",
+    together: Tensor | None = None,
     starts: int = 3,
     ascent_steps: int = 6,
     step_size: float = 0.4,
@@ -131,8 +165,11 @@ def steepest_direction(
     back and the next one is shorter. The highest climber wins.
     """
 
+    def measured(direction: Tensor) -> Tensor:
+        return sliced_mmd2(x, y, direction, bandwidth=bandwidth, kernel=kernel, estimator=estimator, together=together)
+
     def height_of(direction: Tensor) -> tuple[Tensor, Tensor]:
-        value = sliced_mmd2(x, y, direction, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
+        value = measured(direction)
         return value.sum(), value
 
     def climbed(direction: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,9 +181,7 @@ def steepest_direction(
     axes = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
     candidates = torch.stack([functional.normalize(difference, dim=-1), *(axis.expand_as(difference) for axis in axes)])
     with torch.no_grad():
-        heights = torch.stack(
-            [sliced_mmd2(x, y, one, bandwidth=bandwidth, kernel=kernel, estimator=estimator) for one in candidates]
-        )
+        heights = torch.stack([measured(one) for one in candidates])
     best = heights.topk(min(starts, len(candidates)), dim=0).indices
     direction = _chosen(candidates, best)
     height, slope = climbed(direction)

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from dst_core.actor import objective
 from dst_core.agent import Agent
-from dst_core.closed_form_target import TargetNoise
+from dst_core.closed_form_target import RETURNS_PER_STEP, draw_steps_noise
 from dst_core.critic import GenerativeCritic
 from dst_core.critic_learner import CriticLearner
 from dst_core.networks import descend, polyak
 from dst_core.sobolev_loss import sobolev_loss
-from dst_core.targets import sobolev_target, truncate
+from dst_core.targets import TargetSamples, sobolev_target, truncated_target
 from dst_core.world_model import ModelDraw, Transition
 from dst_core.world_models.conditional_vae import ConditionalVae
 
@@ -25,9 +25,10 @@ class UpdateNoise(NamedTuple):
 
     model: Tensor
     """Of the posterior's latents, (B, latent)."""
-    target: TargetNoise
-    predicted: Tensor
-    """(E, B, N, noise)"""
+    critics: Tensor
+    """Of the critics and of their targets, (E, B, M, noise)."""
+    steps: Tensor
+    """Of the imagined steps, (B, J, latent + S + 1)."""
     actor: Tensor
     """(E, B, N, noise)"""
 
@@ -40,8 +41,8 @@ class UpdateNoise(NamedTuple):
         critic, samples = learner.critic, learner.samples
         return cls(
             model.fit_noise(batch, generator),
-            TargetNoise.draw(batch, samples=samples, model=model, critic=critic, generator=generator),
             critic.draw_noise(batch, samples, generator),
+            draw_steps_noise(batch, samples=samples, model=model, generator=generator),
             critic.draw_noise(batch, samples, generator),
         )
 
@@ -64,15 +65,13 @@ class AlongNoise:
         return self.model.step(observation, action, drawn)
 
 
-def reference_target(agent: Agent, transition: Transition, noise: TargetNoise) -> Tensor:
-    """Truncated target samples, (B, K, D): every sample imagines its own step from its own copy of (s, a)."""
+def reference_target(agent: Agent, transition: Transition, noise: UpdateNoise) -> TargetSamples:
+    """Truncated target samples: every sample imagines its own step from its own copy of (s, a)."""
     learner, model = agent.critics, agent.model
     assert isinstance(learner, CriticLearner)
     assert isinstance(model, ConditionalVae)
-    members, batch, _, returns_per_step, _ = noise.critic.shape
-    samples = learner.samples
-    of_model = noise.model.repeat_interleave(returns_per_step, 1)[:, :samples].expand(members, batch, samples, -1)
-    of_critic = noise.critic.flatten(2, 3)[:, :, :samples].flatten(1, 2).unsqueeze(2)
+    members, batch, samples, _ = noise.critics.shape
+    of_model = noise.steps.repeat_interleave(RETURNS_PER_STEP, 1)[:, :samples].expand(members, batch, samples, -1)
     target = sobolev_target(
         transition.observation,
         transition.action,
@@ -82,9 +81,9 @@ def reference_target(agent: Agent, transition: Transition, noise: TargetNoise) -
         discount=learner.discount,
         samples=samples,
         blocks=learner.blocks,
-        noise=of_critic,
+        noise=noise.critics.flatten(1, 2).unsqueeze(2),
     )
-    return truncate(target, learner.truncate)
+    return truncated_target(target, learner.truncate, members=members)
 
 
 def reference_joint(
@@ -116,13 +115,13 @@ def reference_update(
     losses = model.losses_along(transition, noise.model)
     descend(agent.model_optimiser, torch.stack(list(losses.values())).sum(), max_gradient_norm=limit)
 
-    target = reference_target(agent, transition, noise.target)
-    learner.scale.update(target)
+    target = reference_target(agent, transition, noise)
+    learner.scale.update(target.joint)
     loss = sobolev_loss(
         reference_joint(
-            learner.critic, transition.observation, transition.action, noise.predicted, blocks=learner.blocks
+            learner.critic, transition.observation, transition.action, noise.critics, blocks=learner.blocks
         ),
-        target,
+        target.joint,
         std=learner.scale.std,
         gradient_weight=learner.gradient_weight,
         distance=learner.distance,
@@ -130,6 +129,7 @@ def reference_update(
         bandwidth=learner.bandwidth,
         estimator=learner.estimator,
         blocks=learner.blocks,
+        target_draw=target.draw,
     )
     descend(learner.optimiser, loss, max_gradient_norm=limit)
     polyak(learner.target_critic, learner.critic, learner.polyak)

@@ -46,6 +46,7 @@ def sobolev_loss(
     kernel: Kernel = "multiquadric",
     estimator: Estimator = "unbiased",
     blocks: tuple[str, ...] = ("action",),
+    target_draw: Tensor | None = None,
 ) -> Tensor:
     """Distance of each critic's joint law to the target's, averaged over the batch and summed over the critics.
 
@@ -59,6 +60,8 @@ def sobolev_loss(
         kernel: of the MMD.
         estimator: unbiased (of the max-sliced distance, the cross-fitted form) or biased.
         blocks: gradients that take part.
+        target_draw: (B, K) index n < N of the predicted sample whose noise also drove the target sample; without it both laws were drawn
+            independently of each other.
 
     Returns:
         (): loss in standardised units.
@@ -69,15 +72,18 @@ def sobolev_loss(
     unit = weight / std
     x, y = joint * unit, target * unit
 
-    def discrepancy(x: Tensor, y: Tensor) -> Tensor:
+    def discrepancy(x: Tensor, y: Tensor, draw: Tensor | None) -> Tensor:
+        together = None if draw is None else draw.unsqueeze(1) == torch.arange(x.shape[2], device=x.device).unsqueeze(1)
         if distance == "mmd":
-            return mmd2(x, y, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
+            return mmd2(x, y, bandwidth=bandwidth, kernel=kernel, estimator=estimator, together=together)
         if estimator == "unbiased":
-            return cross_fitted_sliced_mmd2(x, y, bandwidth=bandwidth, kernel=kernel)
-        return max_sliced_mmd2(x, y, bandwidth=bandwidth, kernel=kernel, estimator=estimator)
+            return cross_fitted_sliced_mmd2(x, y, bandwidth=bandwidth, kernel=kernel, together=together)
+        return max_sliced_mmd2(x, y, bandwidth=bandwidth, kernel=kernel, estimator=estimator, together=together)
 
     rows = _rows_at_once(x, y, columns=x.shape[-1] if distance == "mmd" else 1)
-    parts = [discrepancy(*some) for some in zip(torch.split(x, rows, 1), torch.split(y, rows), strict=True)]
+    of_x, of_y = torch.split(x, rows, 1), torch.split(y, rows)
+    draws = [None] * len(of_y) if target_draw is None else torch.split(target_draw, rows)
+    parts = [discrepancy(*some) for some in zip(of_x, of_y, draws, strict=True)]
     return torch.cat(parts, -1).mean(-1).sum()
 
 

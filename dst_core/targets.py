@@ -1,12 +1,22 @@
 """The Sobolev Bellman target: samples of [y; dy/da (; dy/ds)] through the world model, and their truncation."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from dst_core.critic import GenerativeCritic
 from dst_core.world_model import StepModel
+
+
+class TargetSamples(NamedTuple):
+    """Samples of the target's joint law, and along which draw of the critics' noise each was made."""
+
+    joint: Tensor
+    """(B, K, D), columns as `sobolev_target` gives them."""
+    draw: Tensor
+    """(B, K), integers below M."""
 
 
 def sobolev_target(
@@ -43,8 +53,8 @@ def sobolev_target(
         generator: source of all other noise.
 
     Returns:
-        (B, M * E, D), detached, columns return [reward], action gradient [reward per action unit], state gradient [reward per
-        observation unit].
+        (B, M * E, D), detached, the E critics' samples of one draw side by side, columns return [reward], action gradient [reward per
+        action unit], state gradient [reward per observation unit].
 
     Raises:
         ValueError: if the target does not depend on what it is to be differentiated by: the model is not differentiable there.
@@ -106,10 +116,22 @@ def truncate(samples: Tensor, share: float) -> Tensor:
     Raises:
         ValueError: if the share lies outside [0, 1).
     """
+    return samples.gather(1, kept(samples, share).unsqueeze(-1).expand(-1, -1, samples.shape[-1]))
+
+
+def kept(samples: Tensor, share: float) -> Tensor:
+    """Which samples `truncate` keeps, (B, K - floor(share * K)) indices in rising order; arguments and errors as there."""
     if not 0 <= share < 1:
         raise ValueError(f"the truncated share must lie in [0, 1), got {share}")
-    dropped = int(share * samples.shape[1])
+    rows, count = samples.shape[:2]
+    dropped = int(share * count)
     if not dropped:
-        return samples
-    order = samples[..., 0].topk(samples.shape[1] - dropped, dim=1, largest=False).indices.sort(1).values
-    return samples.gather(1, order.unsqueeze(-1).expand(-1, -1, samples.shape[-1]))
+        return torch.arange(count, device=samples.device).expand(rows, count)
+    return samples[..., 0].topk(count - dropped, dim=1, largest=False).indices.sort(1).values
+
+
+def truncated_target(samples: Tensor, share: float, *, members: int) -> TargetSamples:
+    """What `truncate` keeps of the samples of this many critics, (B, M * E, D) as `sobolev_target` gives them."""
+    order = kept(samples, share)
+    joint = samples.gather(1, order.unsqueeze(-1).expand(-1, -1, samples.shape[-1]))
+    return TargetSamples(joint, order.div(members, rounding_mode="floor"))

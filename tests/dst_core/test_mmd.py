@@ -5,7 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dst_core.mmd import KERNELS, Estimator, Kernel, cross_fitted_sliced_mmd2, max_sliced_mmd2, mmd2
+from dst_core.mmd import (
+    KERNELS,
+    Estimator,
+    Kernel,
+    cross_fitted_sliced_mmd2,
+    max_sliced_mmd2,
+    mmd2,
+    sliced_mmd2,
+    steepest_direction,
+)
 
 
 def kernel(x: torch.Tensor, y: torch.Tensor, h: float, name: Kernel) -> float:
@@ -13,12 +22,16 @@ def kernel(x: torch.Tensor, y: torch.Tensor, h: float, name: Kernel) -> float:
     return -math.sqrt(1 + h**2 * squared) / h if name == "multiquadric" else math.exp(-(h**2) * squared / 2)
 
 
-def mmd2_by_double_loop(x: torch.Tensor, y: torch.Tensor, h: float, name: Kernel, estimator: Estimator) -> float:
+def mmd2_by_double_loop(  # noqa: PLR0917 (two sets and the four choices of the distance)
+    x: torch.Tensor, y: torch.Tensor, h: float, name: Kernel, estimator: Estimator, together: torch.Tensor | None = None
+) -> float:
     n, m = len(x), len(y)
     skip = estimator == "unbiased"
     xx = [kernel(x[i], x[j], h, name) for i in range(n) for j in range(n) if not (skip and i == j)]
     yy = [kernel(y[i], y[j], h, name) for i in range(m) for j in range(m) if not (skip and i == j)]
-    xy = [kernel(x[i], y[j], h, name) for i in range(n) for j in range(m)]
+    xy = [
+        kernel(x[i], y[j], h, name) for i in range(n) for j in range(m) if together is None or not bool(together[i, j])
+    ]
     return sum(xx) / len(xx) + sum(yy) / len(yy) - 2 * sum(xy) / len(xy)
 
 
@@ -41,6 +54,65 @@ def test_mmd2_equals_the_double_loop(  # noqa: PLR0917 (drawn by name)
     expected = [mmd2_by_double_loop(a, b, h, name, estimator) for a, b in zip(x, y, strict=True)]
     found = mmd2(x, y, bandwidth=h, kernel=name, estimator=estimator)
     assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+def test_samples_of_the_same_noise_are_not_compared(estimator: Estimator) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 5, 2, generator=generator, dtype=torch.float64)
+    y = torch.randn(3, 7, 2, generator=generator, dtype=torch.float64)
+    together = torch.rand(3, 5, 7, generator=generator) < 0.3
+    found = mmd2(x, y, bandwidth=2.0, estimator=estimator, together=together)
+    for member in range(2):
+        for row in range(3):
+            given_apart = mmd2_by_double_loop(x[member, row], y[row], 2.0, "multiquadric", estimator, together[row])
+            assert float(found[member, row]) == pytest.approx(given_apart, rel=1e-9)
+
+
+def driven_alike(
+    rows: int, samples: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Samples of equal laws N(0, I) in pairs that share 0.81 of their variance, each with its pair as `together` tells."""
+    x, fresh = torch.randn(2, rows, samples, 2, generator=generator)
+    return x, 0.9 * x + math.sqrt(1 - 0.81) * fresh, torch.eye(samples, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("distance", [mmd2, cross_fitted_sliced_mmd2])
+def test_distance_of_equal_laws_driven_by_the_same_noise_is_zero_on_average_and_varies_less(distance) -> None:
+    x, y, together = driven_alike(6_000, 10, torch.Generator().manual_seed(3))
+    values = distance(x, y, bandwidth=100.0, together=together)
+    error = float(values.std()) / math.sqrt(len(values))
+    assert abs(float(values.mean())) < 4 * error
+    assert abs(float(distance(x, y, bandwidth=100.0).mean())) > 20 * error, "compared with its own pair it is biased"
+    apart = distance(x, y.roll(1, 0), bandwidth=100.0)
+    assert float(values.std()) < 0.7 * float(apart.std())
+
+
+@pytest.mark.parametrize("distance", [mmd2, cross_fitted_sliced_mmd2])
+def test_slope_by_the_spread_vanishes_at_equal_laws_driven_by_the_same_noise(distance) -> None:
+    x, y, together = driven_alike(20_000, 10, torch.Generator().manual_seed(4))
+    spread = torch.ones(len(x), 1, 1, requires_grad=True)
+    (slope,) = torch.autograd.grad(distance(spread * x, y, bandwidth=100.0, together=together).sum(), spread)
+    assert abs(float(slope.mean())) < 4 * float(slope.std()) / math.sqrt(len(x))
+
+
+def test_halves_of_the_cross_fitted_distance_keep_samples_of_the_same_noise_together() -> None:
+    """Otherwise a direction found on one half has already seen the noise of the other."""
+    generator = torch.Generator().manual_seed(5)
+    x, y = torch.randn(1, 5, 2, generator=generator), torch.randn(1, 10, 2, generator=generator)
+    draw = torch.arange(10) // 2
+    together = draw == torch.arange(5)[:, None]
+    halves = [(x[:, draws], y[:, torch.isin(draw, draws)], draws) for draws in (torch.arange(3), torch.arange(3, 5))]
+    directions = [
+        steepest_direction(a, b, bandwidth=3.0, together=together[draws][:, torch.isin(draw, draws)])
+        for a, b, draws in halves
+    ]
+    by_hand = [
+        sliced_mmd2(a, b, along, bandwidth=3.0, together=together[draws][:, torch.isin(draw, draws)])
+        for (a, b, draws), along in zip(halves, reversed(directions), strict=True)
+    ]
+    found = cross_fitted_sliced_mmd2(x, y, bandwidth=3.0, together=together)
+    assert float(found) == pytest.approx(float(sum(by_hand)) / 2, rel=1e-6)
 
 
 def test_mmd2_of_two_points_a_side_has_its_known_value() -> None:

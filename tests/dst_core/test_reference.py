@@ -58,16 +58,25 @@ def difference(one: Agent, other: Agent) -> float:
 @pytest.mark.parametrize("choices", CHOICES, ids=str)
 def test_target_in_closed_form_equals_that_of_autograd(choices: dict[str, object]) -> None:
     agent, transition = agent_and_transition(**choices)
-    noise = UpdateNoise.draw(agent, BATCH, torch.Generator().manual_seed(2)).target
-    fast = agent.critics.target_along(transition.observation, transition.action, noise, agent.model, agent.target_actor)
-    torch.testing.assert_close(fast, reference_target(agent, transition, noise), rtol=1e-9, atol=1e-9)
+    noise = UpdateNoise.draw(agent, BATCH, torch.Generator().manual_seed(2))
+    fast = agent.critics.target_along(
+        transition.observation,
+        transition.action,
+        steps_noise=noise.steps,
+        noise=noise.critics,
+        model=agent.model,
+        actor=agent.target_actor,
+    )
+    slow = reference_target(agent, transition, noise)
+    torch.testing.assert_close(fast.joint, slow.joint, rtol=1e-9, atol=1e-9)
+    assert torch.equal(fast.draw, slow.draw)
 
 
 @pytest.mark.parametrize("choices", CHOICES, ids=str)
 def test_joint_samples_in_closed_form_equal_those_of_autograd(choices: dict[str, object]) -> None:
     agent, transition = agent_and_transition(**choices)
     learner = agent.critics
-    noise = UpdateNoise.draw(agent, BATCH, torch.Generator().manual_seed(2)).predicted
+    noise = UpdateNoise.draw(agent, BATCH, torch.Generator().manual_seed(2)).critics
     inputs = (transition.observation, transition.action, noise)
     slow = reference_joint(learner.critic, *inputs, blocks=learner.blocks)
     torch.testing.assert_close(learner.critic.joint_columns(*inputs, blocks=learner.blocks), slow, rtol=1e-9, atol=1e-9)

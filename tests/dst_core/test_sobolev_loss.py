@@ -69,6 +69,25 @@ def test_loss_is_the_distance_of_hand_scaled_vectors(
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
+def test_target_samples_are_not_compared_with_the_prediction_of_their_own_noise(distance: Distance) -> None:
+    generator = torch.Generator().manual_seed(3)
+    samples, goal = predicted(generator), target(generator, ("action",))
+    std = torch.linspace(0.5, 9, goal.shape[-1], dtype=torch.float64)
+    draw = torch.stack([torch.randperm(K, generator=generator).remainder(N).sort().values for _ in range(B)])
+    discrepancy = mmd2 if distance == "mmd" else cross_fitted_sliced_mmd2
+    expected = 0.0
+    for member in range(E):
+        for row in range(B):
+            x = torch.cat([samples.returns[member, row, :, None], samples.action_gradient[member, row]], -1) / std
+            together = torch.tensor([[int(draw[row, k]) == n for k in range(K)] for n in range(N)])
+            expected += float(discrepancy(x, goal[row] / std, bandwidth=BANDWIDTH, together=together)) / B
+    given = {"std": std, "gradient_weight": 1.0, "distance": distance, "bandwidth": BANDWIDTH}
+    found = sobolev_loss(samples, goal, target_draw=draw, **given)
+    assert float(found) == pytest.approx(expected, rel=1e-9)
+    assert float(sobolev_loss(samples, goal, **given)) != pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("blocks", BLOCKS[1:])
 def test_weight_zero_leaves_the_loss_of_the_return_alone(blocks: tuple[str, ...], distance: Distance) -> None:
     generator = torch.Generator().manual_seed(1)

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from dst_core.critic import GenerativeCritic, LayerTwoNoiseCritic
 from dst_core.networks import ActionScale, Standardiser
-from dst_core.targets import sobolev_target, truncate
+from dst_core.targets import sobolev_target, truncate, truncated_target
 from dst_core.world_model import ModelDraw
 
 
@@ -47,6 +47,7 @@ def target(
     *,
     termination: float = 0.0,
     blocks=("action", "state"),
+    noise: Tensor | None = None,
 ) -> Tensor:
     return sobolev_target(
         observation,
@@ -57,6 +58,7 @@ def target(
         discount=0.9,
         samples=3,
         blocks=blocks,
+        noise=noise,
         generator=torch.Generator().manual_seed(5),
     )
 
@@ -133,6 +135,23 @@ def test_truncation_drops_the_largest_returns_and_keeps_joint_samples_whole_and_
 def test_truncation_of_nothing_leaves_the_samples_as_they_are() -> None:
     samples = torch.randn(2, 5, 3)
     assert torch.equal(truncate(samples, 0.0), samples)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_every_kept_sample_names_the_draw_that_made_it(critic: GenerativeCritic, share: float) -> None:
+    noise = critic.draw_noise(3, 3, torch.Generator().manual_seed(6))
+    whole = target(critic, OBSERVATION, ACTION, noise=noise.flatten(1, 2).unsqueeze(2))
+    kept = truncated_target(whole, share, members=2)
+    assert torch.equal(kept.joint, truncate(whole, share))
+    for draw in range(3):
+        other = noise.clone()
+        other[:, :, draw] += 1
+        moved = target(critic, OBSERVATION, ACTION, noise=other.flatten(1, 2).unsqueeze(2))
+        changed = {tuple(row.tolist()) for row in whole[(whole != moved).any(-1)]}
+        for row in range(3):
+            made_by = {tuple(sample.tolist()) for sample in kept.joint[row][kept.draw[row] == draw]}
+            assert made_by <= changed
+            assert not {tuple(sample.tolist()) for sample in kept.joint[row][kept.draw[row] != draw]} & changed
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
