@@ -8,6 +8,7 @@ not compared with each other, which keeps the estimate unbiased; and since both 
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -28,6 +29,8 @@ def gaussian(squared: Tensor, bandwidth: float) -> Tensor:
     return (-0.5 * bandwidth**2 * squared).exp()
 
 
+SAMPLES_PER_DIRECTION = 10  # at least, where there are more than two parts
+MOST_PARTS = 4
 SHORTER = 0.4  # of a step of the search for a direction, after one that led down
 
 KERNELS: dict[Kernel, Callable[[Tensor, float], Tensor]] = {"multiquadric": multiquadric, "gaussian": gaussian}
@@ -109,26 +112,33 @@ def max_sliced_mmd2(
 def cross_fitted_sliced_mmd2(
     x: Tensor, y: Tensor, *, bandwidth: float, kernel: Kernel = "multiquadric", together: Tensor | None = None
 ) -> Tensor:
-    """Squared MMD along the steepest direction of other samples: every half is measured along the direction that the other half gives.
+    """Squared MMD along the steepest direction of other samples: a part of them gives a direction, the rest is measured along it, in turn.
 
     The direction being independent of the samples measured, the U-statistic stays unbiased and the loss least where both laws agree.
     The maximum over one and the same samples is positive even there, and grows with the spread of the predicted law, which it therefore
-    shrinks. Samples driven by the same noise belong into the same half, so both sets are cut at the same share. Arguments, result and
-    errors as `mmd2`, with at least four samples a side.
+    shrinks. There are two parts, or up to four of ten samples each: a direction needs fewer samples than a distance. Samples driven by
+    the same noise belong into the same part, so both sets are cut at the same shares. Gradients are those along fixed directions.
+    Arguments, result and errors as `mmd2`, with at least four samples a side.
     """
-    predicted = (x.shape[-2] + 1) // 2
-    target = y.shape[-2] * predicted // x.shape[-2]
-    first, second = slice(None, predicted), slice(predicted, None)
-    halves = [
-        (x[..., of_x, :], y[..., of_y, :], None if together is None else together[..., of_x, of_y])
-        for of_x, of_y in ((first, slice(None, target)), (second, slice(target, None)))
-    ]
-    directions = [steepest_direction(a, b, bandwidth=bandwidth, kernel=kernel, together=same) for a, b, same in halves]
-    measured = [
-        sliced_mmd2(a, b, direction, bandwidth=bandwidth, kernel=kernel, together=same)
-        for (a, b, same), direction in zip(halves, reversed(directions), strict=True)
-    ]
+    counts = (x.shape[-2], y.shape[-2])
+    parts = max(2, min(MOST_PARTS, min(counts) // SAMPLES_PER_DIRECTION))
+    cuts = [part * counts[0] // parts for part in range(parts + 1)]
+    measured = []
+    for low, high in pairwise(cuts):
+        part, rest = zip(*(_apart(count, low / counts[0], high / counts[0]) for count in counts), strict=True)
+        same = [None if together is None else together[..., of_x, :][..., of_y] for of_x, of_y in (part, rest)]
+        direction = steepest_direction(
+            x[..., part[0], :], y[..., part[1], :], bandwidth=bandwidth, kernel=kernel, together=same[0]
+        )
+        others = (x[..., rest[0], :], y[..., rest[1], :])
+        measured.append(sliced_mmd2(*others, direction, bandwidth=bandwidth, kernel=kernel, together=same[1]))
     return torch.stack(measured).mean(0)
+
+
+def _apart(count: int, low: float, high: float) -> tuple[list[int], list[int]]:
+    """Indices below `count` within these shares of it, and all others."""
+    within = range(round(low * count), round(high * count))
+    return list(within), [index for index in range(count) if index not in within]
 
 
 def sliced_mmd2(

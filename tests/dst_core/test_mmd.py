@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -96,23 +97,21 @@ def test_slope_by_the_spread_vanishes_at_equal_laws_driven_by_the_same_noise(dis
     assert abs(float(slope.mean())) < 4 * float(slope.std()) / math.sqrt(len(x))
 
 
-def test_halves_of_the_cross_fitted_distance_keep_samples_of_the_same_noise_together() -> None:
-    """Otherwise a direction found on one half has already seen the noise of the other."""
+@pytest.mark.parametrize(("samples", "cuts"), [(5, [0, 2, 5]), (19, [0, 9, 19]), (31, [0, 10, 20, 31])])
+def test_directions_come_from_parts_that_share_no_noise_with_what_is_measured(samples: int, cuts: list[int]) -> None:
     generator = torch.Generator().manual_seed(5)
-    x, y = torch.randn(1, 5, 2, generator=generator), torch.randn(1, 10, 2, generator=generator)
-    draw = torch.arange(10) // 2
-    together = draw == torch.arange(5)[:, None]
-    halves = [(x[:, draws], y[:, torch.isin(draw, draws)], draws) for draws in (torch.arange(3), torch.arange(3, 5))]
-    directions = [
-        steepest_direction(a, b, bandwidth=3.0, together=together[draws][:, torch.isin(draw, draws)])
-        for a, b, draws in halves
-    ]
-    by_hand = [
-        sliced_mmd2(a, b, along, bandwidth=3.0, together=together[draws][:, torch.isin(draw, draws)])
-        for (a, b, draws), along in zip(halves, reversed(directions), strict=True)
-    ]
+    x, y = torch.randn(1, samples, 2, generator=generator), torch.randn(1, 2 * samples, 2, generator=generator)
+    draw = torch.arange(2 * samples) // 2
+    together = draw == torch.arange(samples)[:, None]
+    by_hand = []
+    for low, high in pairwise(cuts):
+        part = (torch.arange(samples) >= low) & (torch.arange(samples) < high)
+        target = part[draw]
+        along = steepest_direction(x[:, part], y[:, target], bandwidth=3.0, together=together[part][:, target])
+        rest = (x[:, ~part], y[:, ~target])
+        by_hand.append(float(sliced_mmd2(*rest, along, bandwidth=3.0, together=together[~part][:, ~target])))
     found = cross_fitted_sliced_mmd2(x, y, bandwidth=3.0, together=together)
-    assert float(found) == pytest.approx(float(sum(by_hand)) / 2, rel=1e-6)
+    assert float(found) == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-6)
 
 
 def test_mmd2_of_two_points_a_side_has_its_known_value() -> None:
