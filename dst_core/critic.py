@@ -9,13 +9,12 @@ the trunk runs once per (s, a), and the input gradient of every sample is two ma
 
     z_i = w3 act(W2 act(W1 [s; a] + Wxi xi_i + b1) + b2) + b3
 
-everything runs once per sample: a larger class of laws at a higher price. E critics are one batched network. Where it enters, the noise has
-unit variance at first: a law that starts narrow stays too narrow (docs/training.md).
+everything runs once per sample: a larger class of laws at a higher price. E critics are one batched network.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +38,8 @@ class JointSamples(NamedTuple):
 class GenerativeCritic(nn.Module, ABC):
     """E critics whose samples are reparameterised: differentiable in observation and action along fixed noise."""
 
+    initial_noise: ClassVar[float]
+    """Standard deviation of the noise where it enters, at first; a law slowly forgets whether it started too narrow or too wide."""
     return_scale: Tensor
 
     def __init__(
@@ -53,7 +54,7 @@ class GenerativeCritic(nn.Module, ABC):
         inputs = self.observation_size + action.center.shape[0]
         self.trunk_in = EnsembleLinear(members, inputs, hidden)
         self.trunk_out = EnsembleLinear(members, hidden, hidden)
-        self.noise_in = nn.Parameter(torch.randn(members, noise_size, hidden) / noise_size**0.5)
+        self.noise_in = nn.Parameter(torch.randn(members, noise_size, hidden) * self.initial_noise / noise_size**0.5)
         self.head = EnsembleLinear(members, hidden, 1)
         self.register_buffer("return_scale", torch.ones(()))
 
@@ -122,6 +123,8 @@ class GenerativeCritic(nn.Module, ABC):
 class LayerTwoNoiseCritic(GenerativeCritic):
     """The noise enters at the second hidden layer."""
 
+    initial_noise = 0.3
+
     def _hidden(self, observation: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         first = self._first_of_inputs(observation, action)
         trunk: Tensor = self.trunk_out(nn.functional.silu(first).flatten(1, 2))
@@ -129,7 +132,9 @@ class LayerTwoNoiseCritic(GenerativeCritic):
 
 
 class InputNoiseCritic(GenerativeCritic):
-    """The noise enters beside observation and action."""
+    """The noise enters beside observation and action; two layers damp it, and one that starts too small stays too narrow."""
+
+    initial_noise = 1.0
 
     def _hidden(self, observation: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         first = self._first_of_inputs(observation, action) + self._shift(noise)

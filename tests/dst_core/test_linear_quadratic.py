@@ -81,9 +81,11 @@ def fitted_critic(
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(1)
     observation, action = scales(data)
-    critic = CRITICS[choice.critic_noise](
-        observation=observation, action=action, hidden=hidden, noise_size=4, members=1
-    )
+    kind = CRITICS[choice.critic_noise]
+    wide = type(
+        kind.__name__, (kind,), {"initial_noise": 1.0}
+    )  # these laws are about as wide as the scale of their returns
+    critic = wide(observation=observation, action=action, hidden=hidden, noise_size=4, members=1)
     critic.return_scale.fill_(5.0)
     learner = CriticLearner(
         critic,
