@@ -1,7 +1,10 @@
 """dst-train and its run directory: it learns nothing wrong from interruptions, damage or other people's checkpoints."""
 
+import contextlib
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,6 +48,20 @@ def config(out: Path, **changes: object) -> TrainConfig:
     return TrainConfig(**{**choices, **changes})
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run of `config`, trained once."""
+    out = tmp_path_factory.mktemp("original") / "run"
+    assert train(config(out)) == 0
+    return out
+
+
+@pytest.fixture
+def finished(original: Path, tmp_path: Path) -> Path:
+    """A copy of it to go on with, to spoil or to evaluate."""
+    return Path(shutil.copytree(original, tmp_path / "finished"))
+
+
 def tensors(out: Path) -> dict[str, torch.Tensor]:
     return load_checkpoint(out, torch.device("cpu"))[0]
 
@@ -54,16 +71,22 @@ def metadata(out: Path) -> dict[str, str]:
         return file.metadata()
 
 
-def command(out: Path, *more: str) -> list[str]:
+def arguments(out: Path, *more: str) -> list[str]:
+    """Of a short `dst-train`."""
     small = ["--agent.hidden", "16", "--agent.samples", "3", "--batch", "16", "--evaluation-episodes", "1"]
     task = ["--env", "InvertedPendulum-v5", "--warmup-steps", "40", "--evaluate-every", "100000", "--device", "cpu"]
-    return [sys.executable, "-m", "dst_core.train", *task, *small, "--out", str(out), *more]
+    return [*task, *small, "--out", str(out), *more]
 
 
-def test_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path) -> None:
-    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+def command(out: Path, *more: str) -> list[str]:
+    """The same as a process of its own, which takes seconds to import torch: for what only a process can show."""
+    return [sys.executable, "-m", "dst_core.train", *arguments(out, *more)]
+
+
+def test_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path, original: Path) -> None:
+    for name, seed in (("again", 0), ("other", 4)):
         assert train(config(tmp_path / name, seed=seed)) == 0
-    a, b, c = (tensors(tmp_path / name) for name in "abc")
+    a, b, c = (tensors(out) for out in (original, tmp_path / "again", tmp_path / "other"))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not torch.equal(a["agent.actor.layers.0.weight"], c["agent.actor.layers.0.weight"])
 
@@ -121,29 +144,27 @@ def call_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_evaluate_critic_gives_the_critic_the_run_ended_with_or_a_longer_fit_of_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(config(tmp_path))
-    first, again = tensors(tmp_path), ["--evaluate-critic", "--out", str(tmp_path)]
+    first, again = tensors(finished), ["--evaluate-critic", "--out", str(finished)]
     assert call_main(monkeypatch, *again, "--forecast-updates", "9") == 0
-    longer = tensors(tmp_path)
+    longer = tensors(finished)
     changed = {name for name in first if not torch.equal(first[name], longer[name])}
     assert changed
     assert all(name.startswith("forecast.") for name in changed)
     assert call_main(monkeypatch, *again, "--forecast-updates", "9") == 0
-    assert all(torch.equal(longer[name], value) for name, value in tensors(tmp_path).items())
+    assert all(torch.equal(longer[name], value) for name, value in tensors(finished).items())
     assert call_main(monkeypatch, *again) == 0
-    assert all(torch.equal(first[name], value) for name, value in tensors(tmp_path).items())
-    assert [line["updates"] for line in forecasts(tmp_path)] == [5, 9, 9, 5]
-    assert train(config(tmp_path, steps=80, resume=True)) == 0
-    assert [line["step"] for line in forecasts(tmp_path)] == [60, 60, 60, 60, 80]
+    assert all(torch.equal(first[name], value) for name, value in tensors(finished).items())
+    assert [line["updates"] for line in forecasts(finished)] == [5, 9, 9, 5]
+    assert train(config(finished, steps=80, resume=True)) == 0
+    assert [line["step"] for line in forecasts(finished)] == [60, 60, 60, 60, 80]
 
 
 def test_interrupted_evaluate_critic_leaves_the_run_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(config(tmp_path))
-    checkpoint, log = ((tmp_path / name).read_bytes() for name in (CHECKPOINT_FILE, METRICS_FILE))
+    checkpoint, log = ((finished / name).read_bytes() for name in (CHECKPOINT_FILE, METRICS_FILE))
     track = TrainingProgress.track_forecast
 
     def interrupting(progress: TrainingProgress, total: int) -> Iterator[int]:
@@ -153,17 +174,16 @@ def test_interrupted_evaluate_critic_leaves_the_run_as_it_was(
             yield update
 
     monkeypatch.setattr(TrainingProgress, "track_forecast", interrupting)
-    assert call_main(monkeypatch, "--evaluate-critic", "--out", str(tmp_path)) == 130
-    assert (tmp_path / CHECKPOINT_FILE).read_bytes() == checkpoint
-    assert (tmp_path / METRICS_FILE).read_bytes() == log
+    assert call_main(monkeypatch, "--evaluate-critic", "--out", str(finished)) == 130
+    assert (finished / CHECKPOINT_FILE).read_bytes() == checkpoint
+    assert (finished / METRICS_FILE).read_bytes() == log
     assert "is as it was" in capsys.readouterr().out
 
 
 def test_evaluation_critic_that_is_not_finite_is_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(config(tmp_path))
-    before = (tmp_path / CHECKPOINT_FILE).read_bytes()
+    before = (finished / CHECKPOINT_FILE).read_bytes()
     fresh = Run.fresh_critic
 
     def poisoned(run: Run) -> GenerativeCritic:
@@ -172,9 +192,9 @@ def test_evaluation_critic_that_is_not_finite_is_not_kept(
         return critic
 
     monkeypatch.setattr(Run, "fresh_critic", poisoned)
-    assert call_main(monkeypatch, "--evaluate-critic", "--out", str(tmp_path)) == 1
+    assert call_main(monkeypatch, "--evaluate-critic", "--out", str(finished)) == 1
     assert "not finite after 5 updates" in capsys.readouterr().err
-    assert (tmp_path / CHECKPOINT_FILE).read_bytes() == before
+    assert (finished / CHECKPOINT_FILE).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -187,15 +207,19 @@ def test_evaluation_critic_that_is_not_finite_is_not_kept(
 )
 def test_evaluate_critic_refuses_by_name(
     tmp_path: Path,
+    original: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     case: tuple[dict[str, object] | None, list[str], str],
 ) -> None:
-    changes, arguments, message = case
-    if changes is not None:
-        train(config(tmp_path, **changes))
+    changes, more, message = case
+    out = tmp_path / "run"
+    if changes:
+        train(config(out, **changes))
+    elif changes is not None:
+        shutil.copytree(original, out)
     capsys.readouterr()
-    assert call_main(monkeypatch, "--evaluate-critic", "--out", str(tmp_path), *arguments) == 2
+    assert call_main(monkeypatch, "--evaluate-critic", "--out", str(out), *more) == 2
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
@@ -211,20 +235,17 @@ def test_help_shows_evaluate_critic(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "--agent" not in shown
 
 
-def test_resumed_run_continues_to_more_steps(tmp_path: Path) -> None:
-    train(config(tmp_path))
-    before = tensors(tmp_path)
-    assert train(config(tmp_path, steps=80, resume=True)) == 0
-    after = tensors(tmp_path)
+def test_resumed_run_continues_to_more_steps(finished: Path) -> None:
+    before = tensors(finished)
+    assert train(config(finished, steps=80, resume=True)) == 0
+    after = tensors(finished)
     assert int(after["replay.added"]) == 80
     assert torch.equal(after["replay.observation"][:60], before["replay.observation"])
     for fitted in ("agent.actor.layers.0.weight", "forecast.head.weight"):
         assert not torch.equal(after[fitted], before[fitted]), fitted
 
 
-def test_interrupted_continuation_is_not_exportable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    out = tmp_path / "run"
-    train(config(out))
+def test_interrupted_continuation_is_not_exportable(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fit = Trainer._fit_forecast
 
     def interrupted_fit(trainer: Trainer) -> None:
@@ -232,19 +253,18 @@ def test_interrupted_continuation_is_not_exportable(tmp_path: Path, monkeypatch:
         fit(trainer)
 
     monkeypatch.setattr(Trainer, "_fit_forecast", interrupted_fit)
-    assert train(config(out, steps=80, resume=True)) == 143
+    assert train(config(finished, steps=80, resume=True)) == 143
     with pytest.raises(TrainingError, match="step 80 of 80 and is not finished"):
-        load_run(out)
+        load_run(finished)
     monkeypatch.undo()
-    assert train(config(out, steps=80, resume=True)) == 0
-    assert load_run(out).progress["step"] == 80
+    assert train(config(finished, steps=80, resume=True)) == 0
+    assert load_run(finished).progress["step"] == 80
 
 
-def test_continuation_killed_before_its_first_checkpoint_is_not_exportable(tmp_path: Path) -> None:
-    train(config(tmp_path))
-    write_json(tmp_path / CONFIG_FILE, config(tmp_path, steps=80).to_json())
+def test_continuation_killed_before_its_first_checkpoint_is_not_exportable(finished: Path) -> None:
+    write_json(finished / CONFIG_FILE, config(finished, steps=80).to_json())
     with pytest.raises(TrainingError, match="step 60 of 80 and is not finished"):
-        load_run(tmp_path)
+        load_run(finished)
 
 
 def rewrite(out: Path, changes: dict[str, torch.Tensor], **progress: object) -> None:
@@ -254,13 +274,12 @@ def rewrite(out: Path, changes: dict[str, torch.Tensor], **progress: object) -> 
     save_checkpoint(out, {**kept, **changes}, progress)
 
 
-def test_checkpoint_of_cuda_is_read_and_resumed_on_the_cpu(tmp_path: Path) -> None:
-    train(config(tmp_path))
-    rewrite(tmp_path, {"generator": torch.zeros(16, dtype=torch.uint8)}, device="cuda")
-    first, second = load_run(tmp_path), load_run(tmp_path)
+def test_checkpoint_of_cuda_is_read_and_resumed_on_the_cpu(finished: Path) -> None:
+    rewrite(finished, {"generator": torch.zeros(16, dtype=torch.uint8)}, device="cuda")
+    first, second = load_run(finished), load_run(finished)
     assert torch.equal(first.generator.get_state(), second.generator.get_state())
     assert not torch.equal(first.generator.get_state(), torch.Generator().manual_seed(0).get_state())
-    assert train(config(tmp_path, steps=80, resume=True)) == 0
+    assert train(config(finished, steps=80, resume=True)) == 0
 
 
 @pytest.mark.parametrize(
@@ -275,29 +294,27 @@ def test_checkpoint_of_cuda_is_read_and_resumed_on_the_cpu(tmp_path: Path) -> No
     ],
 )
 def test_checkpoint_of_another_version_is_refused(
-    tmp_path: Path, changes: dict[str, torch.Tensor], progress: dict[str, object], message: str
+    finished: Path, changes: dict[str, torch.Tensor], progress: dict[str, object], message: str
 ) -> None:
-    train(config(tmp_path))
-    rewrite(tmp_path, changes, **progress)
+    rewrite(finished, changes, **progress)
     with pytest.raises(TrainingError, match=message):
-        train(config(tmp_path, steps=70, resume=True))
+        train(config(finished, steps=70, resume=True))
 
 
-def test_restored_run_equals_the_saved_one_in_every_tensor(tmp_path: Path) -> None:
-    train(config(tmp_path))
-    run = Run.start(config(tmp_path), torch.device("cpu"))
-    run.restore(tmp_path)
-    (tmp_path / "copy").mkdir()
-    run.save(tmp_path / "copy")
-    saved, copied = tensors(tmp_path), tensors(tmp_path / "copy")
+def test_restored_run_equals_the_saved_one_in_every_tensor(finished: Path) -> None:
+    run = Run.start(config(finished), torch.device("cpu"))
+    run.restore(finished)
+    (finished / "copy").mkdir()
+    run.save(finished / "copy")
+    saved, copied = tensors(finished), tensors(finished / "copy")
     assert saved.keys() == copied.keys()
     assert all(torch.equal(saved[name], copied[name]) for name in saved)
 
 
-def test_interruption_saves_and_resume_finishes(tmp_path: Path) -> None:
+def test_interruption_saves_and_resume_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "run"
-    whole = command(out, "--steps", "120", "--forecast-updates", "5")
-    process = subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    whole = ("--steps", "120", "--forecast-updates", "5")
+    process = subprocess.Popen(command(out, *whole), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout is not None
     assert any("evaluation return" in line for line in process.stdout)
     process.send_signal(signal.SIGINT)
@@ -306,8 +323,7 @@ def test_interruption_saves_and_resume_finishes(tmp_path: Path) -> None:
     assert "--resume" in rest
     assert "Traceback" not in rest
     assert int(tensors(out)["replay.added"]) < 120
-    resumed = subprocess.run([*whole, "--resume"], check=False, capture_output=True, text=True, timeout=120)
-    assert resumed.returncode == 0, resumed.stderr
+    assert call_main(monkeypatch, *arguments(out, *whole, "--resume")) == 0
     assert int(tensors(out)["replay.added"]) == 120
 
 
@@ -329,44 +345,54 @@ def test_same_request_from_terminal_and_parent_still_saves(tmp_path: Path, first
     assert json.loads(metadata(out)["progress"])["evaluations"]
 
 
+@contextlib.contextmanager
+def full_disk(*, file_size: int) -> Iterator[None]:
+    """No file of this process can become larger than this many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 @pytest.mark.parametrize("limit", [300, 20_000], ids=["at the configuration", "at the first checkpoint"])
-def test_full_disk_gets_one_line_and_exit_code_2(tmp_path: Path, limit: int) -> None:
-    done = limited(command(tmp_path / "run", "--steps", "50"), file_size=limit)
-    assert done.returncode == 2, done.stderr
-    assert "Make room" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_full_disk_gets_one_line_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], limit: int
+) -> None:
+    with full_disk(file_size=limit):
+        assert call_main(monkeypatch, *arguments(tmp_path / "run", "--steps", "50")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Make room" in line
     assert not (tmp_path / "run" / CHECKPOINT_FILE).exists()
 
 
-def test_full_disk_during_a_resumed_run_leaves_the_checkpoint_whole(tmp_path: Path) -> None:
+def test_full_disk_during_a_resumed_run_leaves_the_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "run"
-    call = command(out, "--steps", "50", "--forecast-updates", "5")
-    assert subprocess.run(call, check=False, capture_output=True, timeout=120).returncode == 0
+    first = arguments(out, "--steps", "50", "--forecast-updates", "5")
+    assert call_main(monkeypatch, *first) == 0
     before = (out / CHECKPOINT_FILE).read_bytes()
-    more = [*call, "--resume", "--steps", "60"]
-    done = limited(more, file_size=len(before) - 1)
-    assert done.returncode == 2, done.stderr
-    assert "is unchanged" in done.stderr
-    assert "Traceback" not in done.stderr
+    capsys.readouterr()
+    more = [*first, "--resume", "--steps", "60"]
+    with full_disk(file_size=len(before) - 1):
+        assert call_main(monkeypatch, *more) == 2
+    errors = capsys.readouterr().err
+    assert "is unchanged" in errors
+    assert "Traceback" not in errors
     assert (out / CHECKPOINT_FILE).read_bytes() == before
     assert {path.name for path in out.iterdir()} == {CONFIG_FILE, CHECKPOINT_FILE, METRICS_FILE, "tensorboard"}
-    assert subprocess.run(more, check=False, capture_output=True, timeout=120).returncode == 0
+    assert call_main(monkeypatch, *more) == 0
 
 
-def limited(call: list[str], *, file_size: int) -> subprocess.CompletedProcess[str]:
-    """Run a command that cannot make a file larger than this many bytes, as on a full disk."""
-    limit = f"import resource, os, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({file_size},) * 2); os.execv(sys.argv[1], sys.argv[1:])"
-    whole = [sys.executable, "-c", limit, *call]
-    return subprocess.run(whole, check=False, capture_output=True, text=True, timeout=120)
-
-
-def test_directory_below_a_file_gets_one_line_and_exit_code_2(tmp_path: Path) -> None:
+def test_directory_below_a_file_gets_one_line_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
-    call = command(tmp_path / "file" / "run", "--steps", "50")
-    done = subprocess.run(call, check=False, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert "choose an --out that can be written" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert call_main(monkeypatch, *arguments(tmp_path / "file" / "run", "--steps", "50")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "choose an --out that can be written" in line
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -377,22 +403,14 @@ def test_interruption_before_training_gets_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     monkeypatch.setattr("dst_core.train.choose_device", lambda _: os.kill(os.getpid(), number))
-    monkeypatch.setattr(sys, "argv", ["dst-train", *command(tmp_path / "run")[3:]])
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        for which, handler in previous.items():
-            signal.signal(which, handler)
-    assert ended.value.code == code
+    assert call_main(monkeypatch, *arguments(tmp_path / "run")) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert "interrupted without saving" in line
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("bad", "message"),
     [
         (["--env", "InvertedPendulm-v5"], "InvertedPendulum-v5"),
         (["--env", "CartPole-v1"], "must be a flat Box"),
@@ -401,12 +419,13 @@ def test_interruption_before_training_gets_one_line(
         (["--agent.truncate", "1.5"], "truncate must lie in"),
     ],
 )
-def test_bad_arguments_get_one_line_and_exit_code_2(tmp_path: Path, arguments: list[str], message: str) -> None:
-    arguments = command(tmp_path / "run", "--steps", "50", *arguments)
-    done = subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_bad_arguments_get_one_line_and_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bad: list[str], message: str
+) -> None:
+    assert call_main(monkeypatch, *arguments(tmp_path / "run", "--steps", "50", *bad)) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
     assert not (tmp_path / "run").exists()
 
 
@@ -421,15 +440,14 @@ def test_training_runs_on_cuda(tmp_path: Path) -> None:
     assert train(config(tmp_path, device="cuda")) == 0
 
 
-def test_existing_run_is_not_overwritten(tmp_path: Path) -> None:
-    train(config(tmp_path))
-    before = (tmp_path / CHECKPOINT_FILE).read_bytes()
+def test_existing_run_is_not_overwritten(finished: Path) -> None:
+    before = (finished / CHECKPOINT_FILE).read_bytes()
     for _ in range(2):
         with pytest.raises(TrainingError, match="--resume"):
-            train(config(tmp_path))
-        assert (tmp_path / CHECKPOINT_FILE).read_bytes() == before
-        (tmp_path / CONFIG_FILE).unlink(missing_ok=True)
-    assert train(config(tmp_path, steps=70, resume=True)) == 0
+            train(config(finished))
+        assert (finished / CHECKPOINT_FILE).read_bytes() == before
+        (finished / CONFIG_FILE).unlink(missing_ok=True)
+    assert train(config(finished, steps=70, resume=True)) == 0
 
 
 def test_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
@@ -441,10 +459,8 @@ def test_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -> 
 
 
 def test_run_killed_before_its_first_evaluation_resumes_to_the_same_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(config(tmp_path / "whole"))
-
     def killed(_: Trainer) -> None:
         raise SystemExit
 
@@ -453,23 +469,21 @@ def test_run_killed_before_its_first_evaluation_resumes_to_the_same_end(
         train(config(tmp_path / "killed"))
     monkeypatch.undo()
     assert train(config(tmp_path / "killed", resume=True)) == 0
-    whole, resumed = tensors(tmp_path / "whole"), tensors(tmp_path / "killed")
+    whole, resumed = tensors(original), tensors(tmp_path / "killed")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
-def test_checkpoint_of_another_task_is_refused_with_the_difference(tmp_path: Path) -> None:
-    train(config(tmp_path))
+def test_checkpoint_of_another_task_is_refused_with_the_difference(finished: Path) -> None:
     with pytest.raises(TrainingError, match="env was InvertedPendulum-v5, now Pendulum-v1"):
-        train(config(tmp_path, env="Pendulum-v1", resume=True))
+        train(config(finished, env="Pendulum-v1", resume=True))
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1])
-def test_truncated_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
-    train(config(tmp_path))
-    path = tmp_path / CHECKPOINT_FILE
+def test_truncated_checkpoint_is_refused(finished: Path, keep: int) -> None:
+    path = finished / CHECKPOINT_FILE
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(TrainingError, match="damaged"):
-        train(config(tmp_path, steps=70, resume=True))
+        train(config(finished, steps=70, resume=True))
 
 
 def test_resume_without_a_run_says_how_to_start(tmp_path: Path) -> None:
