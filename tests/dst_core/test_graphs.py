@@ -32,6 +32,7 @@ S, A, N = 5, 3, 12
 THRESHOLD = 0.1
 OFFSETS = (-0.3, 0.2, -0.1, 0.0, 0.1, 0.0, 0.3, -0.2, 0.1)
 FLOOR = 1e-3
+MEMBERS: dict[NoiseEntry, int] = {"layer-2": 2, "input": 3}
 FREE = {"observation": (BATCH,), "action": (BATCH, CANDIDATES)}
 Arrays = dict[str, NDArray[np.float32]]
 
@@ -115,12 +116,12 @@ def test_law_is_that_of_the_critic_and_its_gradients_are_autograds(kind: type[Ge
         assert float(((got - truth).abs() / size).max()) < 1e-4, "of each row's own size"
 
 
-@pytest.fixture(scope="module", params=CRITICS.values(), ids=CRITICS)
+@pytest.fixture(scope="module", params=CRITICS)
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, UncertaintyGraph, Outputs]:
-    """Both graphs, calibrated and with the gradient by the observation."""
-    actor, critic = make_actor_and_critic(request.param, hidden=64)
+    """Both graphs of two or three critics, calibrated and with the gradient by the observation."""
+    actor, critic = make_actor_and_critic(CRITICS[request.param], hidden=64, members=MEMBERS[request.param])
     law = law_of(critic)
     outputs = Outputs(correction=Correction(OFFSETS, floor=FLOOR), observation_gradient=True)
     observation, candidates = questions(critic, 8)
@@ -196,7 +197,7 @@ def test_served_summary_equals_numpys_from_the_served_samples(exported: Exported
     directory, law, _ = exported
     found = run(directory / "policy.onnx", observation=questions(law.critic, 32, seed=3)[0])
     z, g = found["return_samples"].astype(float), found["gradient_samples"].astype(float)
-    for name, value in plain(z, g, critics=2, threshold=THRESHOLD).items():
+    for name, value in plain(z, g, critics=law.critic.members, threshold=THRESHOLD).items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
 
 
@@ -234,16 +235,19 @@ def test_gradients_that_vanish_are_numbers(tmp_path: Path) -> None:
         assert np.isfinite(value).all(), name
 
 
-@pytest.mark.parametrize(("kind", "products"), [("layer-2", 3), ("input", 2)])
 def test_products_of_the_observation_gradient_are_in_no_graph_that_does_not_give_it(
-    tmp_path: Path, kind: NoiseEntry, products: int
+    exported: Exported, tmp_path: Path
 ) -> None:
-    actor, critic = make_actor_and_critic(CRITICS[kind], members=3)
-    law = law_of(critic)
-    counts = []
-    for asked in (False, True):
-        outputs = Outputs(observation_gradient=asked)
-        graph, path = PolicyGraph(actor, law, outputs).eval(), tmp_path / f"{asked}.onnx"
-        export_graph(graph, {"observation": questions(critic, 4)[0]}, ["action", *outputs.names], path)
-        counts.append(sum(node.op_type == "MatMul" for node in onnx.load(path).graph.node))
-    assert counts[1] - counts[0] == 3 * products
+    directory, law, given = exported
+    kind = next(name for name, critic in CRITICS.items() if isinstance(law.critic, critic))
+    actor, _ = make_actor_and_critic(CRITICS[kind], hidden=64, members=MEMBERS[kind])
+    outputs = Outputs(correction=given.correction)
+    graph = PolicyGraph(actor, law, outputs).eval()
+    names = ["action", *outputs.names]
+    export_graph(graph, {"observation": questions(law.critic, 4)[0]}, names, tmp_path / "without.onnx")
+    without, with_it = (
+        sum(node.op_type == "MatMul" for node in onnx.load(path).graph.node)
+        for path in (tmp_path / "without.onnx", directory / "policy.onnx")
+    )
+    products: dict[NoiseEntry, int] = {"layer-2": 3, "input": 2}
+    assert with_it - without == law.critic.members * products[kind]
