@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnxruntime
@@ -140,9 +142,27 @@ def wheel(directory: Path, name: str, version: str, requires: str = "") -> None:
         archive.writestr(f"{info}/RECORD", "")
 
 
+@pytest.fixture(scope="module")
+def blank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first environment that is made is kept as it came, for copies: making one takes seconds."""
+    return tmp_path_factory.mktemp("environments") / "blank"
+
+
 @pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def index(blank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package index on this disk alone."""
+    real = environments._run
+
+    def run_or_copy(command: Sequence[str]) -> None:
+        if command[1:3] != ["-m", "venv"]:
+            real(command)
+        elif blank.exists():
+            shutil.copytree(blank, command[3], symlinks=True)
+        else:
+            real(command)
+            shutil.copytree(command[3], blank, symlinks=True)
+
+    monkeypatch.setattr(environments, "_run", run_or_copy)
     directory = tmp_path / "wheels"
     directory.mkdir()
     wheel(directory, "onnxruntime", onnxruntime.__version__)
@@ -275,13 +295,25 @@ def test_what_cannot_be_measured_exits_2_with_the_reason(
 
 
 def test_growth_of_serving_gives_every_size_of_every_axis(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    bundles: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked = []
+
+    def known(_: Path, *, env: str, samples: Sequence[int], hidden: int | None = None) -> list[Path]:
+        asked.append((env, hidden, tuple(samples)))
+        return bundles[: len(samples)]
+
+    def one_known(directory: Path, *, env: str, samples: int, hidden: int) -> Path:
+        return known(directory, env=env, samples=(samples,), hidden=hidden)[0]
+
+    monkeypatch.setattr(serve_growth, "make_reference_bundles", known)
+    monkeypatch.setattr(serve_growth, "make_reference_bundle", one_known)
     monkeypatch.setattr(serve_growth, "REFERENCE", {"robots": 1, "samples": 4, "hidden": 8})
     monkeypatch.setattr(serve_growth, "AXES", {"robots": (1, 3), "samples": (4, 8), "hidden": (8, 16)})
     monkeypatch.setattr(serve_growth, "ENV", "InvertedPendulum-v5")
     run(ServeGrowth(runs=10, rate=50.0, figure=tmp_path / "new" / "serving", json=True))
     result = json.loads(capsys.readouterr().out)
+    assert asked == [("InvertedPendulum-v5", None, (4, 8)), ("InvertedPendulum-v5", 16, (4,))]
     policies = {f"{axis}_{size}" for axis, sizes in (("samples", (4, 8)), ("hidden", (8, 16))) for size in sizes}
     keys = {f"{policy}_{kind}" for policy in policies for kind in ("control", "infer")}
     assert set(result["p50_us"]) == set(result["p99_us"]) == keys | {"robots_1_control", "robots_3_control"}

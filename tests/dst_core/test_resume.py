@@ -23,6 +23,7 @@ from dst_core.run import Run
 from dst_core.train import train
 
 TAKEN = ("time", "updates_per_s", "cpu_seconds")
+LOG_EVERY_UPDATES = 5
 TASKS = {
     "InvertedPendulum-v5": (),
     "PendulumSwingUp-v0": ("actuation=0.1", "observation=0.1", "dynamics=0.05"),
@@ -31,7 +32,7 @@ TASKS = {
 
 @pytest.fixture(autouse=True)
 def lines_of_updates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "LOG_EVERY_UPDATES", 5)
+    monkeypatch.setattr(trainer, "LOG_EVERY_UPDATES", LOG_EVERY_UPDATES)
 
 
 def config(out: Path, env: str = "InvertedPendulum-v5", **changes: Any) -> TrainConfig:
@@ -48,6 +49,16 @@ def config(out: Path, env: str = "InvertedPendulum-v5", **changes: Any) -> Train
         "agent": AgentConfig(hidden=16, noise_size=4, latent=2, samples=3),
     }
     return TrainConfig(env=env, out=out, **{**choices, **changes})
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `config` that nothing interrupts."""
+    out = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(trainer, "LOG_EVERY_UPDATES", LOG_EVERY_UPDATES)
+        assert train(config(out)) == 0
+    return out
 
 
 def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, *, kill: bool = False) -> None:
@@ -148,10 +159,9 @@ def test_evaluations_tell_updates_and_cpu_time_of_all_parts_of_the_run_and_of_tr
 
 @pytest.mark.parametrize("number", [0, 2, 3], ids=["the first", "one on the way", "the last"])
 def test_run_interrupted_in_an_evaluation_leaves_it_at_once_and_makes_up_for_it(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(config(tmp_path / "whole"))
-    begun, before = [], len(log(tmp_path / "whole"))
+    begun, before = [], len(log(whole))
 
     def interrupting(*arguments: Any, **named: Any) -> Evaluation | None:
         begun.append(named)
@@ -165,13 +175,12 @@ def test_run_interrupted_in_an_evaluation_leaves_it_at_once_and_makes_up_for_it(
     assert len(begun) == number + 1
     assert len(log(tmp_path / "parts")) < before
     assert train(config(tmp_path / "parts", resume=True)) == 0
-    require_same(tmp_path / "whole", tmp_path / "parts")
+    require_same(whole, tmp_path / "parts")
 
 
 def test_run_killed_between_checkpoints_equals_the_uninterrupted_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train(config(tmp_path / "whole"))
     with monkeypatch.context() as context:
         interrupt_at(57, context, kill=True)
         with pytest.raises(SystemExit):
@@ -180,16 +189,15 @@ def test_run_killed_between_checkpoints_equals_the_uninterrupted_one(
     with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 57, "kind": "upd')
     assert train(config(tmp_path / "killed", resume=True)) == 0
-    require_same(tmp_path / "whole", tmp_path / "killed")
+    require_same(whole, tmp_path / "killed")
 
 
 def test_run_killed_while_the_evaluation_critic_is_fitted_keeps_its_last_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: object) -> Any:
         raise SystemExit
 
-    train(config(tmp_path / "whole"))
     with monkeypatch.context() as context:
         context.setattr(TrainingProgress, "track_forecast", killed)
         with pytest.raises(SystemExit):
@@ -197,7 +205,7 @@ def test_run_killed_while_the_evaluation_critic_is_fitted_keeps_its_last_step(
     _, progress = load_checkpoint(tmp_path / "killed", torch.device("cpu"))
     assert (progress["step"], progress["forecast"]) == (70, False)
     assert train(config(tmp_path / "killed", resume=True)) == 0
-    require_same(tmp_path / "whole", tmp_path / "killed")
+    require_same(whole, tmp_path / "killed")
 
 
 def test_finished_run_that_goes_on_equals_one_that_was_meant_to(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ import onnxruntime
 import pytest
 
 from dst_core.evaluate import evaluate
+from server.bundle import load_bundle
+from server.errors import BundleError
 from tests.integration.conftest import PERTURBATIONS, ServerProcess
 
 
@@ -150,7 +152,14 @@ def test_exported_bundle_with_one_byte_changed_is_refused(bundle: Path, tmp_path
     content = bytearray((copy / file).read_bytes())
     content[len(content) // 2] ^= 1
     (copy / file).write_bytes(content)
+    with pytest.raises(BundleError, match=re.escape(file)):
+        load_bundle(copy)
+
+
+def test_server_does_not_start_with_an_exported_bundle_that_was_cut_short(bundle: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "copy")
+    (copy / "policy.onnx").write_bytes((copy / "policy.onnx").read_bytes()[:-1])
     done = run([sys.executable, "-m", "server", str(copy), "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"])
     assert done.returncode == 2
-    assert file in done.stderr
+    assert "policy.onnx" in done.stderr
     assert "Traceback" not in done.stderr

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from server.bundle import Bundle, load_bundle
+from tests.conftest import MadeOnce
 from tests.server import small_bundle
 from tests.server.running import GatedRuntime, Running
 
@@ -15,9 +16,13 @@ def uncalibrated(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Path
 
 
 @pytest.fixture(scope="session")
-def retrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def retrained(made_once: MadeOnce) -> Path:
     """Directory of another version of the same policy."""
-    return small_bundle.write(tmp_path_factory.mktemp("retrained") / "reacher", small_bundle.modules(seed=1))
+
+    def make(directory: Path) -> None:
+        small_bundle.write(directory / "reacher", small_bundle.modules(seed=1))
+
+    return made_once("retrained", make) / "reacher"
 
 
 @pytest.fixture
