@@ -28,8 +28,9 @@ setup: .venv/.ready
 demo: setup
 	@$(BIN)/python deploy/demo.py
 
-# A process per core, each computing on one thread; the tests of a file stay together, for they share what they set up.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(min(8, os.cpu_count() or 1))') --dist loadfile
+# A process per core, each computing on one thread; the tests of a file stay together, for they share what they set up. Files come in
+# the order of their names: the last ones are short, so that no process waits long for another.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $$($(BIN)/python -c 'import os; print(min(8, os.cpu_count() or 1))') --dist loadfile --no-loadscope-reorder
 
 test: setup
 	$(PYTEST)

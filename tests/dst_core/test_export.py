@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
@@ -32,6 +33,7 @@ from dst_core.run import load_run
 from dst_core.served_law import fingerprint, served_law
 from dst_core.summary import RETURN_LEVELS, Summarise, Summary
 from dst_core.train import train
+from tests.dst_core.commands import call
 
 SMALL = CalibrationConfig(episodes=40, test_episodes=15, false_alarm_rate=0.05, failure_horizon_s=0.12)
 AXES = {"observation": (BATCH,), "action": (BATCH, CANDIDATES)}
@@ -499,29 +501,42 @@ def test_policy_name_made_from_a_task_is_one_that_may_be_given() -> None:
 
 
 def test_bundle_that_cannot_be_written_gets_one_line_and_exit_code_2(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(sys, "argv", ["dst-export", str(run), "--out", str(tmp_path / "file" / "bundle")])
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
+    assert call(main, run, "--out", tmp_path / "file" / "bundle") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "choose an --out that can be written" in line
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_export_leaves_nothing_behind(run: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_export_interrupted_at_a_graph_leaves_nothing_behind(
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        assert list(tmp_path.glob("bundles/.export-*"))
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr("dst_core.export.export_graph", interrupted)
+    assert call(main, run, "--out", tmp_path / "bundles" / "bundle", "--uncalibrated") == 128 + number
+    assert capsys.readouterr().err == "dst-export: interrupted; nothing was exported\n"
+    assert list((tmp_path / "bundles").iterdir()) == []
+
+
+def test_interrupted_process_of_an_export_leaves_nothing_behind(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundles" / "bundle"
     call = [sys.executable, "-m", "dst_core.export", str(run), "--out", str(out), "--uncalibrated"]
     process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not list(tmp_path.glob("bundles/.export-*")):
         assert process.poll() is None
         time.sleep(0.02)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
+    assert process.returncode == 130, errors
     assert errors.splitlines()[-1] == "dst-export: interrupted; nothing was exported"
     assert "Traceback" not in errors
     assert list(out.parent.iterdir()) == []

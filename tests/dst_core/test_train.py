@@ -28,6 +28,7 @@ from dst_core.run import Run, choose_device, load_run
 from dst_core.train import main, train
 from dst_core.trainer import Trainer
 from sim_bridge.tasks import TaskError
+from tests.dst_core.commands import call
 
 SMALL = AgentConfig(hidden=16, noise_size=4, latent=2, samples=3)
 
@@ -131,30 +132,16 @@ def test_run_ends_with_both_critics_compared_on_the_same_episodes(
         assert word in shown
 
 
-def call_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    monkeypatch.setattr(sys, "argv", ["dst-train", *arguments])
-    try:
-        with pytest.raises(SystemExit) as ended:
-            main()
-    finally:
-        for which, handler in previous.items():
-            signal.signal(which, handler)
-    return int(ended.value.code or 0)
-
-
-def test_evaluate_critic_gives_the_critic_the_run_ended_with_or_a_longer_fit_of_it(
-    finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluate_critic_gives_the_critic_the_run_ended_with_or_a_longer_fit_of_it(finished: Path) -> None:
     first, again = tensors(finished), ["--evaluate-critic", "--out", str(finished)]
-    assert call_main(monkeypatch, *again, "--forecast-updates", "9") == 0
+    assert call(main, *again, "--forecast-updates", "9") == 0
     longer = tensors(finished)
     changed = {name for name in first if not torch.equal(first[name], longer[name])}
     assert changed
     assert all(name.startswith("forecast.") for name in changed)
-    assert call_main(monkeypatch, *again, "--forecast-updates", "9") == 0
+    assert call(main, *again, "--forecast-updates", "9") == 0
     assert all(torch.equal(longer[name], value) for name, value in tensors(finished).items())
-    assert call_main(monkeypatch, *again) == 0
+    assert call(main, *again) == 0
     assert all(torch.equal(first[name], value) for name, value in tensors(finished).items())
     assert [line["updates"] for line in forecasts(finished)] == [5, 9, 9, 5]
     assert train(config(finished, steps=80, resume=True)) == 0
@@ -174,7 +161,7 @@ def test_interrupted_evaluate_critic_leaves_the_run_as_it_was(
             yield update
 
     monkeypatch.setattr(TrainingProgress, "track_forecast", interrupting)
-    assert call_main(monkeypatch, "--evaluate-critic", "--out", str(finished)) == 130
+    assert call(main, "--evaluate-critic", "--out", str(finished)) == 130
     assert (finished / CHECKPOINT_FILE).read_bytes() == checkpoint
     assert (finished / METRICS_FILE).read_bytes() == log
     assert "is as it was" in capsys.readouterr().out
@@ -192,7 +179,7 @@ def test_evaluation_critic_that_is_not_finite_is_not_kept(
         return critic
 
     monkeypatch.setattr(Run, "fresh_critic", poisoned)
-    assert call_main(monkeypatch, "--evaluate-critic", "--out", str(finished)) == 1
+    assert call(main, "--evaluate-critic", "--out", str(finished)) == 1
     assert "not finite after 5 updates" in capsys.readouterr().err
     assert (finished / CHECKPOINT_FILE).read_bytes() == before
 
@@ -208,7 +195,6 @@ def test_evaluation_critic_that_is_not_finite_is_not_kept(
 def test_evaluate_critic_refuses_by_name(
     tmp_path: Path,
     original: Path,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     case: tuple[dict[str, object] | None, list[str], str],
 ) -> None:
@@ -219,7 +205,7 @@ def test_evaluate_critic_refuses_by_name(
     elif changes is not None:
         shutil.copytree(original, out)
     capsys.readouterr()
-    assert call_main(monkeypatch, "--evaluate-critic", "--out", str(out), *more) == 2
+    assert call(main, "--evaluate-critic", "--out", str(out), *more) == 2
     said = capsys.readouterr().err
     assert message in said
     assert "Traceback" not in said
@@ -227,9 +213,9 @@ def test_evaluate_critic_refuses_by_name(
 
 def test_help_shows_evaluate_critic(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    assert call_main(monkeypatch, "--help") == 0
+    assert call(main, "--help") == 0
     assert "--evaluate-critic --out" in capsys.readouterr().out
-    assert call_main(monkeypatch, "--evaluate-critic", "--help") == 0
+    assert call(main, "--evaluate-critic", "--help") == 0
     shown = capsys.readouterr().out
     assert "--forecast-updates" in shown
     assert "--agent" not in shown
@@ -311,7 +297,7 @@ def test_restored_run_equals_the_saved_one_in_every_tensor(finished: Path) -> No
     assert all(torch.equal(saved[name], copied[name]) for name in saved)
 
 
-def test_interruption_saves_and_resume_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interruption_saves_and_resume_finishes(tmp_path: Path) -> None:
     out = tmp_path / "run"
     whole = ("--steps", "120", "--forecast-updates", "5")
     process = subprocess.Popen(command(out, *whole), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -323,7 +309,7 @@ def test_interruption_saves_and_resume_finishes(tmp_path: Path, monkeypatch: pyt
     assert "--resume" in rest
     assert "Traceback" not in rest
     assert int(tensors(out)["replay.added"]) < 120
-    assert call_main(monkeypatch, *arguments(out, *whole, "--resume")) == 0
+    assert call(main, *arguments(out, *whole, "--resume")) == 0
     assert int(tensors(out)["replay.added"]) == 120
 
 
@@ -358,39 +344,39 @@ def full_disk(*, file_size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("limit", [300, 20_000], ids=["at the configuration", "at the first checkpoint"])
 def test_full_disk_gets_one_line_and_exit_code_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], limit: int
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], limit: int
 ) -> None:
     with full_disk(file_size=limit):
-        assert call_main(monkeypatch, *arguments(tmp_path / "run", "--steps", "50")) == 2
+        assert call(main, *arguments(tmp_path / "run", "--steps", "50")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "Make room" in line
     assert not (tmp_path / "run" / CHECKPOINT_FILE).exists()
 
 
 def test_full_disk_during_a_resumed_run_leaves_the_checkpoint_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
     first = arguments(out, "--steps", "50", "--forecast-updates", "5")
-    assert call_main(monkeypatch, *first) == 0
+    assert call(main, *first) == 0
     before = (out / CHECKPOINT_FILE).read_bytes()
     capsys.readouterr()
     more = [*first, "--resume", "--steps", "60"]
     with full_disk(file_size=len(before) - 1):
-        assert call_main(monkeypatch, *more) == 2
+        assert call(main, *more) == 2
     errors = capsys.readouterr().err
     assert "is unchanged" in errors
     assert "Traceback" not in errors
     assert (out / CHECKPOINT_FILE).read_bytes() == before
     assert {path.name for path in out.iterdir()} == {CONFIG_FILE, CHECKPOINT_FILE, METRICS_FILE, "tensorboard"}
-    assert call_main(monkeypatch, *more) == 0
+    assert call(main, *more) == 0
 
 
 def test_directory_below_a_file_gets_one_line_and_exit_code_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert call_main(monkeypatch, *arguments(tmp_path / "file" / "run", "--steps", "50")) == 2
+    assert call(main, *arguments(tmp_path / "file" / "run", "--steps", "50")) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "choose an --out that can be written" in line
 
@@ -404,7 +390,7 @@ def test_interruption_before_training_gets_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("dst_core.train.choose_device", lambda _: os.kill(os.getpid(), number))
-    assert call_main(monkeypatch, *arguments(tmp_path / "run")) == code
+    assert call(main, *arguments(tmp_path / "run")) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert "interrupted without saving" in line
 
@@ -420,9 +406,9 @@ def test_interruption_before_training_gets_one_line(
     ],
 )
 def test_bad_arguments_get_one_line_and_exit_code_2(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], bad: list[str], message: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], bad: list[str], message: str
 ) -> None:
-    assert call_main(monkeypatch, *arguments(tmp_path / "run", "--steps", "50", *bad)) == 2
+    assert call(main, *arguments(tmp_path / "run", "--steps", "50", *bad)) == 2
     errors = capsys.readouterr().err
     assert message in errors
     assert "Traceback" not in errors

@@ -131,17 +131,17 @@ def infer(stub):
     return np.frombuffer(stub.ModelInfer(request, timeout=PATIENCE_S).raw_output_contents[0], np.float32).reshape(1, -1)
 
 
-@pytest.mark.parametrize("wire", ["grpc", "http"])
-def test_bundle_that_is_refused_changes_no_process(edited, wire):
+def test_bundle_that_is_refused_changes_no_process(edited):
     with Server(edited) as server:
-        client, served = server.client(wire), version(edited)
-        (edited / "policy.onnx").write_bytes(b"truncated")
-        status, message = refusal(lambda: client.load_model("reacher"))
-        assert status in ("StatusCode.FAILED_PRECONDITION", "503")
-        assert message.startswith("policy 'reacher' was not loaded: bundle refused: policy.onnx: SHA-256 is")
-        told = server.told()
-        assert told[:2] == (served, "READY")
-        assert told[2].startswith("the last load failed: bundle refused: policy.onnx: SHA-256 is")
+        served = version(edited)
+        for wire, spoiled in (("grpc", "policy.onnx"), ("http", "actor.onnx")):
+            (edited / spoiled).write_bytes(b"truncated")
+            status, message = refusal(lambda wire=wire: server.client(wire).load_model("reacher"))
+            assert status == {"grpc": "StatusCode.FAILED_PRECONDITION", "http": "503"}[wire]
+            assert message.startswith(f"policy 'reacher' was not loaded: bundle refused: {spoiled}: SHA-256 is")
+            told = server.told()
+            assert told[:2] == (served, "READY")
+            assert told[2].startswith(f"the last load failed: bundle refused: {spoiled}: SHA-256 is")
 
 
 def test_what_one_worker_refuses_none_serves(edited, retrained):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from dst_core.run import Run, load_run
 from dst_core.served_law import fingerprint, served_law
 from dst_core.summary import RETURN_LEVELS
 from dst_core.train import train
+from tests.dst_core.commands import call
 
 AGENT = AgentConfig(hidden=16, noise_size=4, latent=2, samples=3, discount=0.95)
 SMALL = CalibrationConfig(episodes=40, test_episodes=40, false_alarm_rate=0.05, failure_horizon_s=0.12)
@@ -207,12 +209,10 @@ def command(*arguments: str | Path) -> list[str]:
 
 
 def test_command_writes_the_calibration_and_says_what_it_found(
-    pendulum: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pendulum: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     choices = ["--episodes", "40", "--test-episodes", "40", "--false-alarm-rate", "0.05", "--samples", "8"]
-    monkeypatch.setattr(sys, "argv", ["dst-calibrate", str(pendulum), *choices])
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own
-    main()
+    assert call(main, pendulum, *choices) == 0
     shown = capsys.readouterr()
     calibration = Calibration.read(pendulum)
     (pendulum / CALIBRATION_FILE).unlink()
@@ -242,7 +242,7 @@ BAD_INPUT = {
 
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_ends_with_one_line_and_writes_nothing(
-    pendulum: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], case: str
+    pendulum: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
     arguments: list[str | Path]
     match case:
@@ -260,12 +260,8 @@ def test_bad_input_ends_with_one_line_and_writes_nothing(
         case _:
             arguments = [pendulum, "--episodes", "20"]
     capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", ["dst-calibrate", *map(str, arguments)])
-    monkeypatch.setattr(signal, "signal", lambda *_: None)  # pytest keeps its own
-    with pytest.raises(SystemExit) as ended:
-        main()
+    assert call(main, *arguments) == 2
     errors = capsys.readouterr().err
-    assert ended.value.code == 2
     assert BAD_INPUT[case] in errors
     assert errors.startswith("dst-calibrate: ")
     assert len(errors.splitlines()) == 1
@@ -273,16 +269,33 @@ def test_bad_input_ends_with_one_line_and_writes_nothing(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_calibration_leaves_nothing_behind(point_mass: Path, number: signal.Signals, code: int) -> None:
+def test_calibration_interrupted_in_its_episodes_leaves_nothing_behind(
+    point_mass: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), number)
+
+    before = sorted(point_mass.iterdir())
+    monkeypatch.setattr("dst_core.calibration.calibrate.roll_out", interrupted)
+    assert call(main, point_mass, "--episodes", 100) == code
+    assert capsys.readouterr().err.splitlines()[-1] == "dst-calibrate: interrupted; nothing was written"
+    assert sorted(point_mass.iterdir()) == before
+
+
+def test_interrupted_process_of_a_calibration_leaves_nothing_behind(point_mass: Path) -> None:
     before = sorted(point_mass.iterdir())
     process = subprocess.Popen(
         command(point_mass, "--episodes", "100000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
     assert process.stderr.readline() == "100000 episodes to calibrate on, 400 to test on\n"
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == code, errors
+    assert process.returncode == 143, errors
     assert sorted(point_mass.iterdir()) == before
 
 
