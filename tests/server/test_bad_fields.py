@@ -171,11 +171,15 @@ def test_whatever_a_robot_says_of_itself_it_is_answered_and_the_page_can_read_it
             robot.observe(tick, status=pb.RobotStatus(**{field: value}))
             assert robot.answer().status == pb.DECISION_STATUS_OK
         with running.client.stream("GET", "/v1/live") as events:
-            event = next(line for line in events.iter_lines() if line.startswith("data: "))
-        shown = json.loads(event.removeprefix("data: "), parse_constant=pytest.fail)
-        (odd,) = (one for one in shown["robots"] if one["session"] == robot.opened.session)
+            for line in events.iter_lines():
+                if not line.startswith("data: "):
+                    continue
+                shown = json.loads(line.removeprefix("data: "), parse_constant=pytest.fail)
+                (odd,) = (one for one in shown["robots"] if one["session"] == robot.opened.session)
+                assert len(odd["guard_reason"]) <= 200
+                if odd["ticks"] == 2:  # the answer may come before the page knows of it
+                    break
         assert odd["ticks"] == 2
-        assert len(odd["guard_reason"]) <= 200
         assert running.client.get("/metrics").status_code == 200
 
 
