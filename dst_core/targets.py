@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import Node, get_gradient_edge
 
 from dst_core.critic import GenerativeCritic
 from dst_core.world_model import StepModel
@@ -57,7 +58,7 @@ def sobolev_target(
         action unit], state gradient [reward per observation unit].
 
     Raises:
-        ValueError: if the target does not depend on what it is to be differentiated by: the model is not differentiable there.
+        ValueError: if the imagined next observation does not depend on what the target is to be differentiated by.
     """
     members, batch = critic.members, observation.shape[0]
     copies = (members, batch, samples)
@@ -68,8 +69,10 @@ def sobolev_target(
         .requires_grad_("state" in blocks)
     )
     chosen = action[None, :, None].expand(*copies, -1).reshape(-1, action.shape[-1]).requires_grad_("action" in blocks)
+    inputs = {block: {"action": chosen, "state": state}[block] for block in blocks}
     with torch.enable_grad():
         draw = model.sample(state, chosen, generator)
+        _require_dependence(draw.next_observation, inputs, model)
         next_action = actor(draw.next_observation)
         if noise is None:
             noise = critic.draw_noise(batch * samples, 1, generator)
@@ -80,21 +83,30 @@ def sobolev_target(
         )
         y = draw.reward + discount * (1 - draw.termination) * future.reshape(-1)
         y = y + (y.clamp(*return_range(model.reward_range, discount)) - y).detach()
-        gradients = _gradients(y, {block: {"action": chosen, "state": state}[block] for block in blocks}, model)
+        gradients = torch.autograd.grad(y.sum(), list(inputs.values())) if inputs else ()
     joint = torch.cat([y.unsqueeze(-1), *gradients], -1).detach()
     return joint.view(*copies, -1).permute(1, 2, 0, 3).flatten(1, 2)
 
 
-def _gradients(y: Tensor, inputs: dict[str, Tensor], model: StepModel) -> list[Tensor]:
-    found = torch.autograd.grad(y.sum(), list(inputs.values()), allow_unused=True) if inputs and y.requires_grad else ()
-    gradients = dict(zip(inputs, found, strict=False))
-    for block in inputs:
-        if gradients.get(block) is None:
+def _require_dependence(following: Tensor, inputs: dict[str, Tensor], model: StepModel) -> None:
+    """Refuse a next observation (R, S) that the graph of autograd does not lead back to every input; a walk, nothing is differentiated.
+
+    The reward alone would still give gradients, without the part that goes through the future.
+    """
+    waiting = [get_gradient_edge(following).node] if following.requires_grad else []
+    seen: set[Node] = set()
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting.extend(source for source, _ in node.next_functions if source is not None)
+    for block, x in inputs.items():
+        if get_gradient_edge(x).node not in seen:
             raise ValueError(
                 f"the {block} gradient of the target needs a world model that is differentiable in the {block}, "
-                f"{type(model).__name__} is not; draw its sample without detaching, or leave the block out"
+                f"{type(model).__name__} is not: its next observation does not depend on the {block}; "
+                "draw its sample without detaching, or leave the block out"
             )
-    return list(gradients.values())
 
 
 def return_range(reward_range: tuple[Tensor, Tensor], discount: float) -> tuple[Tensor, Tensor]:

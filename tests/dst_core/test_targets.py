@@ -160,25 +160,43 @@ def test_truncation_outside_zero_to_one_is_refused(share: float) -> None:
         truncate(torch.zeros(1, 4, 2), share)
 
 
-@pytest.mark.parametrize("model_sees", ["nothing", "the action alone"])
-def test_world_model_that_is_not_differentiable_is_refused(critic: GenerativeCritic, model_sees: str) -> None:
-    class Detached(KnownModel):
-        def sample(self, observation: Tensor, action: Tensor, generator: torch.Generator | None = None) -> ModelDraw:
-            return super().sample(
-                observation.detach(), action if model_sees == "the action alone" else action.detach(), generator
-            )
+class Detached(KnownModel):
+    """A simulator through which nothing differentiates, beside a reward that may still be a formula of its inputs."""
 
-    for parameter in critic.parameters():
-        parameter.requires_grad_(False)
-    block = "state" if model_sees == "the action alone" else "action"
+    def __init__(self, sees: tuple[str, ...], *, reward_is_a_formula: bool) -> None:
+        super().__init__(0.0)
+        self.sees = sees
+        self.reward_is_a_formula = reward_is_a_formula
+
+    def sample(self, observation: Tensor, action: Tensor, generator: torch.Generator | None = None) -> ModelDraw:
+        draw = super().sample(
+            observation if "state" in self.sees else observation.detach(),
+            action if "action" in self.sees else action.detach(),
+            generator,
+        )
+        return draw._replace(reward=(observation * action).sum(-1)) if self.reward_is_a_formula else draw
+
+
+@pytest.mark.parametrize("frozen", [True, False], ids=["frozen critic", "learning critic"])
+@pytest.mark.parametrize("reward_is_a_formula", [True, False])
+@pytest.mark.parametrize(("sees", "block"), [((), "action"), (("action",), "state"), (("state",), "action")])
+def test_world_model_that_is_not_differentiable_is_refused(
+    critic: GenerativeCritic, sees: tuple[str, ...], block: str, reward_is_a_formula: bool, frozen: bool
+) -> None:
+    critic.requires_grad_(not frozen)
     with pytest.raises(ValueError, match=f"differentiable in the {block}, Detached is not"):
         sobolev_target(
             OBSERVATION,
             ACTION,
-            model=Detached(0.0),
+            model=Detached(sees, reward_is_a_formula=reward_is_a_formula),
             actor=Halve(),
             critic=critic,
             discount=0.9,
             samples=3,
             blocks=("action", "state"),
         )
+
+
+def test_inputs_that_come_with_a_graph_of_their_own_are_recognised(critic: GenerativeCritic) -> None:
+    attached = target(critic, (OBSERVATION.clone().requires_grad_() * 1), (ACTION.clone().requires_grad_() * 1))
+    assert torch.equal(attached, target(critic, OBSERVATION, ACTION))
