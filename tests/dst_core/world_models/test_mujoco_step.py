@@ -194,17 +194,62 @@ def test_step_of_a_perturbed_task_is_the_undisturbed_one() -> None:
         env.close()
 
 
-def test_rows_are_simulated_once_and_the_memory_is_bounded() -> None:
+@pytest.fixture
+def jacobians(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Grows by one with every call of `mjd_transitionFD`: frames per control step of every row that is linearised."""
+    calls: list[None] = []
+    transition = mujoco.mjd_transitionFD
+
+    def counted(*arguments: object) -> None:
+        calls.append(None)
+        transition(*arguments)
+
+    monkeypatch.setattr(mujoco, "mjd_transitionFD", counted)
+    return calls
+
+
+def test_differentiated_rows_are_simulated_once_and_the_memory_is_bounded(jacobians: list[None]) -> None:
     env = make_task("InvertedPendulum-v5")
     data = rollout(env, 30)
     step = mujoco_step_of(env, remembered=20)
     s, a = (rows[:10].repeat_interleave(12, 0) for rows in (data.observation, data.action))
+    a.requires_grad_()
     first = step(s, a)
     assert torch.equal(step(s, a), first)
-    assert (step.linearised.cache_info().misses, step.linearised.cache_info().hits) == (10, 10)
-    step(data.observation, data.action)
-    assert step.linearised.cache_info().currsize == 20
+    assert len(jacobians) == 10 * step.frames
+    step(data.observation, data.action.clone().requires_grad_())
+    assert len(jacobians) == 30 * step.frames
+    assert len(step.memory) == 20
     assert torch.equal(step(s, a), first)  # simulated again, after other rows: the same to the last bit
+    assert len(jacobians) == 40 * step.frames
+    env.close()
+
+
+@pytest.mark.parametrize("task", ["InvertedDoublePendulum-v5", "HalfCheetah-v5"])
+def test_step_without_a_gradient_is_the_same_one_without_a_jacobian(task: str, jacobians: list[None]) -> None:
+    env = make_task(task)
+    data = rollout(env, 30)
+    step, other = mujoco_step_of(env), mujoco_step_of(env)
+    plain = step(data.observation, data.action)
+    s, a = data.observation.clone().requires_grad_(), data.action.clone().requires_grad_()
+    with torch.no_grad():
+        assert torch.equal(step(s, a), plain)
+    assert not jacobians
+    assert not step.memory
+    attached = other(s, a)
+    assert attached.requires_grad
+    assert torch.equal(attached.detach(), plain)
+    assert len(jacobians) == 30 * step.frames
+    env.close()
+
+
+def test_step_without_a_gradient_of_a_row_once_differentiated_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = make_task("InvertedPendulum-v5")
+    step = mujoco_step_of(env)
+    s, a = torch.full((1, 4), 0.1), torch.ones(1, 1, requires_grad=True)
+    known = step(s, a).detach()
+    monkeypatch.setattr(mujoco, "mj_step", None)
+    assert torch.equal(step(s, a.detach()), known)
     env.close()
 
 
@@ -237,9 +282,9 @@ def test_row_that_is_no_number_gives_none_and_spoils_no_other() -> None:
     step = mujoco_step_of(env)
     s = torch.zeros(2, 4, requires_grad=True)
     a = torch.tensor([[0.5], [torch.nan]], requires_grad=True)
-    following = step(s, a)
-    assert following[0].isfinite().all()
-    assert following[1].isnan().all()
+    for following in (step(s, a), step(s.detach(), a.detach())):
+        assert following[0].isfinite().all()
+        assert following[1].isnan().all()
     env.close()
 
 
