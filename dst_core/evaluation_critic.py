@@ -57,6 +57,7 @@ def fit_evaluation_critic(
         discount=config.agent.discount,
         generator=noise,
         interrupted=interrupted,
+        track=progress.track_rollouts,
     )
     if imagined is None:
         return False

@@ -1,7 +1,7 @@
 """Returns of a frozen actor imagined to their end: whole rollouts of the world model, with nothing bootstrapped."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -37,6 +37,7 @@ def model_returns(
     discount: float,
     generator: torch.Generator,
     interrupted: Callable[[], bool] = lambda: False,
+    track: Callable[[int], Iterable[int]] = range,
 ) -> ModelReturns | None:
     """Follow the actor from replayed transitions through the world model, each until it ends or what follows weighs under 1 %.
 
@@ -54,6 +55,7 @@ def model_returns(
         discount: per step.
         generator: source of all noise.
         interrupted: asked before every step.
+        track: given the number of steps, counts them.
 
     Returns:
         None if interrupted.
@@ -64,7 +66,7 @@ def model_returns(
     total = torch.zeros(len(state), device=state.device)
     weight = torch.ones_like(total)
     horizon = math.ceil(math.log(DISCOUNT_LEFT) / math.log(discount))
-    for _ in range(horizon):
+    for _ in track(horizon):
         if interrupted():
             return None
         draw = model.sample(state, action, generator)

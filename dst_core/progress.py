@@ -93,11 +93,18 @@ class TrainingProgress:
         """Leave a line above the bar."""
         self.console.print(line, markup=False, highlight=False)
 
+    def track_rollouts(self, steps: int) -> Iterator[int]:
+        """Show the rollouts of the world model, whose returns the evaluation critic is fitted to, while their steps are counted."""
+        return self._track("imagined rollouts", steps)
+
     def track_forecast(self, updates: int) -> Iterator[int]:
         """Show the fit of the evaluation critic while its updates are counted."""
-        task = self._bar.add_task("evaluation critic", total=updates, state="")
-        for update in range(updates):
-            yield update
+        return self._track("evaluation critic", updates)
+
+    def _track(self, name: str, total: int) -> Iterator[int]:
+        task = self._bar.add_task(name, total=total, state="")
+        for done in range(total):
+            yield done
             self._bar.advance(task)
 
     def critics(self, compared: dict[str, dict[str, float]], *, episodes: int) -> None:
