@@ -138,12 +138,20 @@ class Trainer:
         self.metrics.write("warning", self.run.progress["step"], message=message)
 
     def _save(self) -> None:
-        self._read()
-        self._require_finite_parameters()
+        self._require_finite()
         self.run.progress["early_warning"] = self.early_warning.state()
         self.run.progress["metrics_size"] = self.metrics.size
         self.run.save(self.out)
         self.saved_step = self.run.progress["step"]
+
+    def _require_finite(self) -> None:
+        """Look at the losses not yet read and at the parameters, so that what diverged is named and not what it led to.
+
+        Raises:
+            DivergedError: if one is not finite.
+        """
+        self._read()
+        self._require_finite_parameters()
 
     def _require_finite_parameters(self) -> None:
         if wrong := self.run.not_finite:
@@ -187,9 +195,24 @@ class Trainer:
         high = np.array([channel.high for channel in self.run.contract.action], np.float32)
         if self.run.progress["step"] < config.warmup_steps:
             return self.run.exploration.uniform(low, high).astype(np.float32)
-        action = torch_policy(self.run.agent.act, self.run.replay.device)(observation.astype(np.float32))
+        action = self._act(observation.astype(np.float32))
         noise = config.exploration * (high - low) / 2 * self.run.exploration.standard_normal(len(low))
         return np.clip(action + noise, low, high).astype(np.float32)
+
+    def _act(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The actor's action without noise, (A,) for (S,); no task is stepped with one that is no number."""
+        action = torch_policy(self.run.agent.act, self.run.replay.device)(observation)
+        if not np.isfinite(action).all():
+            self._require_finite_of_task("observation", observation)
+            self._require_finite()
+            raise DivergedError(f"the actor's action is not finite {self._when()}: {action}; {CURE}")
+        return action
+
+    def _require_finite_of_task(self, name: str, row: NDArray[np.floating] | float) -> None:
+        if not np.isfinite(row).all():
+            raise DivergedError(
+                f"the task's {name} is not finite {self._when()}: {row}; look at the task, or limit its actions"
+            )
 
     def _transition(self, step: Step) -> Transition:
         rows: dict[str, Any] = {
@@ -199,10 +222,7 @@ class Trainer:
             "next observation": step.following,
         }
         for name, row in rows.items():
-            if not np.isfinite(row).all():
-                raise DivergedError(
-                    f"the task's {name} is not finite {self._when()}: {row}; look at the task, or limit its actions"
-                )
+            self._require_finite_of_task(name, row)
         values = (*rows.values(), float(step.terminated))
         return Transition(
             *(torch.as_tensor(value, dtype=torch.float32, device=self.run.replay.device)[None] for value in values)
@@ -273,9 +293,10 @@ class Trainer:
 
         One that is interrupted is due when the run is resumed.
         """
+        self._require_finite()
         config, agent, step = self.run.config, self.run.agent, self.run.progress["step"]
         result = evaluate(
-            torch_policy(agent.act, self.run.replay.device),
+            self._act,
             environment=config.env,
             perturbations=config.perturb,
             seeds=evaluation_seeds(config.evaluation_episodes),
