@@ -14,8 +14,12 @@ from dst_core.world_models.normalising_flow import NormalisingFlow
 from dst_core.world_models.point_mass import simulator_of
 from sim_bridge.tasks import TaskError
 from sim_bridge.tasks.perturbations import Environment, PerturbationWrapper
-from sim_bridge.tasks.perturbations.sensors import Delay, Dropout
+from sim_bridge.tasks.perturbations.actuation import ActuationNoise
+from sim_bridge.tasks.perturbations.dynamics import DynamicsNoise
 from sim_bridge.tasks.point_mass import PointMass
+
+ABOUT_THE_STEP = (ActuationNoise, DynamicsNoise)
+"""Perturbations that make the task's step scatter about the one without noise, seen as it is."""
 
 
 class Sizes(TypedDict):
@@ -60,11 +64,12 @@ def make_world_model(
 def known_step(env: Environment) -> StepFunction | None:
     """The task's own step without noise, (R, S) and (R, A) to (R, S): what models are judged by.
 
-    None where it is not known, and where observations come late or not at all: the next one is then not that of the step.
+    None where it is not known, and under every perturbation but noise on the action and kicks of the joints, whose steps scatter about
+    this one: elsewhere observations come late, not at all or otherwise than they are, or the robot is not the one of the task's model.
     """
     wrapped = env
     while isinstance(wrapped, PerturbationWrapper):
-        if isinstance(wrapped, (Delay, Dropout)) and wrapped.scale > 0:
+        if wrapped.scale > 0 and not isinstance(wrapped, ABOUT_THE_STEP):
             return None
         wrapped = wrapped.env
     if isinstance(env.unwrapped, PointMass):

@@ -278,9 +278,22 @@ def test_known_step_of_a_task_is_its_own_without_noise() -> None:
     assert known_step(make_task("Pendulum-v1")) is None
 
 
-@pytest.mark.parametrize("perturbation", ["delay=1", "dropout=0.5"])
-def test_step_is_not_known_where_observations_come_late_or_not_at_all(perturbation: str) -> None:
-    for others in ([], ["actuation=0.1"]):
-        for environment in ("InvertedPendulum-v5", "PointMass2-v0"):
+@pytest.mark.parametrize(
+    ("perturbation", "environments"),
+    [
+        *(
+            (sensor, ("InvertedPendulum-v5", "PointMass2-v0"))
+            for sensor in ("delay=1", "dropout=0.5", "observation=0.2")
+        ),
+        *((robot, ("InvertedPendulum-v5",)) for robot in ("mass=0.3", "gravity=0.3", "friction=0.3")),
+    ],
+)
+def test_step_is_not_known_where_it_is_that_of_another_robot_or_not_observed_as_it_is(
+    perturbation: str, environments: tuple[str, ...]
+) -> None:
+    none_of_it = f"{perturbation.partition('=')[0]}=0"
+    for environment in environments:
+        for others in ([], ["actuation=0.1"]):
             assert known_step(make_task(environment, perturbations=[*others, perturbation])) is None
-    assert known_step(make_task("InvertedPendulum-v5", perturbations=["delay=0", "observation=0.2"])) is not None
+            assert known_step(make_task(environment, perturbations=[*others, none_of_it])) is not None
+    assert known_step(make_task("InvertedPendulum-v5", perturbations=["actuation=0.1", "dynamics=0.1"])) is not None
