@@ -10,6 +10,7 @@ from dst_core.agent import Agent
 from dst_core.agent_config import AgentConfig
 from dst_core.execution import Execution, can_compile
 from dst_core.reference import UpdateNoise, reference_joint, reference_target, reference_update
+from dst_core.targets import return_range
 from dst_core.world_model import Transition
 
 S, A, BATCH = 5, 3, 16
@@ -20,6 +21,7 @@ CHOICES = [
     {"sobolev": "full"},
     {"sobolev": "state", "critic_noise": "input"},
     {"sobolev": "none"},
+    {"estimator": "biased"},
     {"distance": "max-sliced-mmd", "samples": 8},
     {"samples": 5, "truncate": 0.25, "risk": "cvar"},
     {"sobolev": "full", "critic_noise": "input", "samples": 12, "critics": 3, "kernel": "gaussian", "bandwidth": 1.0},
@@ -70,6 +72,26 @@ def test_target_in_closed_form_equals_that_of_autograd(choices: dict[str, object
     slow = reference_target(agent, transition, noise)
     torch.testing.assert_close(fast.joint, slow.joint, rtol=1e-9, atol=1e-9)
     assert torch.equal(fast.draw, slow.draw)
+
+
+@pytest.mark.parametrize("sobolev", ["none", "full"])
+def test_targets_are_held_within_the_returns_that_rewards_allow_in_either_form(sobolev: str) -> None:
+    agent, transition = agent_and_transition(sobolev=sobolev, truncate=0.0)
+    agent.critics.target_critic.return_scale.fill_(1e5)
+    noise = UpdateNoise.draw(agent, BATCH, torch.Generator().manual_seed(2))
+    fast = agent.critics.target_along(
+        transition.observation,
+        transition.action,
+        steps_noise=noise.steps,
+        noise=noise.critics,
+        model=agent.model,
+        actor=agent.target_actor,
+    )
+    slow = reference_target(agent, transition, noise)
+    low, high = return_range(agent.model.reward_range, agent.config.discount)
+    for bound in (low, high):
+        assert bool((slow.joint[..., 0] == bound).any())
+    torch.testing.assert_close(fast.joint, slow.joint, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("choices", CHOICES, ids=str)
