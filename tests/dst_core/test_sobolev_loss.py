@@ -4,9 +4,12 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
+from torch.func import functional_call
 
-from dst_core.critic import JointSamples
-from dst_core.mmd import Estimator, cross_fitted_sliced_mmd2, max_sliced_mmd2, mmd2
+from dst_core.critic import CRITICS, GenerativeCritic, JointSamples, NoiseEntry
+from dst_core.mmd import Estimator, Kernel, cross_fitted_sliced_mmd2, max_sliced_mmd2, mmd2
+from dst_core.networks import ActionScale, Standardiser
 from dst_core.sobolev_loss import Distance, JointScale, sobolev_loss
 
 E, B, N, K, A, S = 2, 4, 5, 6, 2, 3
@@ -143,6 +146,66 @@ def test_loss_reaches_returns_and_the_gradients_of_its_blocks(distance: Distance
     assert bool(samples.returns.grad.any())
     assert bool(samples.action_gradient.grad.any())
     assert samples.observation_gradient.grad is None
+
+
+class LossOf(nn.Module):
+    """The loss of a critic's law along fixed noise, as `CriticLearner` computes it."""
+
+    def __init__(self, critic: GenerativeCritic, **choices: object) -> None:
+        super().__init__()
+        self.critic = critic
+        self.choices = choices
+
+    def forward(self, observation: torch.Tensor, action: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        blocks = ("action", "state")
+        joint = self.critic.joint_columns(observation, action, noise, blocks=blocks)
+        return sobolev_loss(joint, distance="mmd", gradient_weight=0.7, blocks=blocks, **self.choices)
+
+
+@pytest.mark.parametrize("shares_noise", [True, False], ids=["target along the same noise", "independent target"])
+@pytest.mark.parametrize(("kernel", "bandwidth"), [("multiquadric", 3.0), ("gaussian", 0.5)])
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+@pytest.mark.parametrize("entry", CRITICS)
+def test_gradient_of_the_loss_by_every_parameter_is_its_finite_difference(
+    entry: NoiseEntry, estimator: Estimator, kernel: Kernel, bandwidth: float, *, shares_noise: bool
+) -> None:
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    states, actions, rows, samples, kept = 2, 1, 2, 3, 5
+    torch.manual_seed(0)
+    observation = Standardiser(states)
+    observation.update(torch.randn(20, states) * torch.tensor([2.0, 0.3]) + 1)
+    critic = CRITICS[entry](
+        observation=observation,
+        action=ActionScale(torch.zeros(actions), torch.full((actions,), 6.0)),
+        hidden=4,
+        noise_size=2,
+        members=2,
+    ).double()
+    critic.return_scale.fill_(3.0)
+    critic.noise_in.data.mul_(2)
+    loss = LossOf(
+        critic,
+        target=draw(rows, kept, 1 + actions + states),
+        std=torch.linspace(0.5, 2, 1 + actions + states, dtype=torch.float64),
+        kernel=kernel,
+        bandwidth=bandwidth,
+        estimator=estimator,
+        target_draw=torch.tensor([[0, 0, 1, 2, 2], [0, 1, 1, 1, 2]]) if shares_noise else None,
+    )
+    inputs = draw(rows, states), 3 + draw(rows, actions), draw(2, rows, samples, 2)
+    names = [name for name, _ in loss.named_parameters()]
+    parameters = tuple(parameter.detach().requires_grad_() for parameter in loss.parameters())
+
+    def of_parameters(*values: torch.Tensor) -> torch.Tensor:
+        return functional_call(loss, dict(zip(names, values, strict=True)), inputs)
+
+    slopes = torch.autograd.grad(of_parameters(*parameters), parameters)
+    assert all(float(slope.abs().max()) > 1e-4 for slope in slopes)
+    assert torch.autograd.gradcheck(of_parameters, parameters, eps=1e-6, rtol=1e-5, atol=1e-8)
 
 
 def test_joint_scale_is_the_running_standard_deviation_of_a_naive_loop() -> None:
