@@ -25,7 +25,7 @@ class AgentConfig:
     """The agent. Values follow the paper (Debes and Tuytelaars, arXiv 2601.20071), or MAGE and TQC where it is silent."""
 
     algorithm: Algorithm = "dst"
-    """How critics learn: dst, Distributional Sobolev Training, or its peers: td3, tqc, mage, iqn, mmd (without gradients and model)."""
+    """How critics learn: dst, Distributional Sobolev Training (DST), or td3 (TD3), tqc (TQC), mage (MAGE), iqn (IQN), mmd (MMDQ)."""
     discount: float = 0.99
     """Discount factor per step, in (0, 1) (TD3)."""
     hidden: int = 256
@@ -53,17 +53,18 @@ class AgentConfig:
     gradient_penalty: float = 5.0
     """Weight of the norm of the TD error's action gradient in mage, beside 1 for the TD error (MAGE)."""
     critic_noise: NoiseEntry = "layer-2"
-    """Where noise enters the generative critic: second hidden layer (this project: cheaper), or input (a larger class of laws)."""
+    """Where noise enters the generative critic: second hidden layer, cheaper, or input, a larger class of laws (both this project)."""
     noise_size: int = 16
     """Numbers of Gaussian noise per return sample (DST)."""
     world_model: WorldModel = "cvae"
-    """What imagines steps for dst and mage: cvae (DST), ensemble (PETS), flow, hybrid (MuJoCo and a residual), simulator (PointMass)."""
+    """What imagines steps for dst and mage: cvae (DST), ensemble (PETS), flow (NSF), hybrid (this project: MuJoCo's step and a residual,
+    for tasks of hinge and slide joints that observe their whole state: not Ant, not Reacher), or simulator (this project: PointMass)."""
     latent: int = 8
     """Latent numbers of the conditional VAE (DST)."""
     risk: Risk = "mean"
-    """What the actor maximises: mean return, CVaR of the return (Rockafellar), or mean minus dispersion."""
+    """What the actor maximises: mean return (TD3), cvar, CVaR of the return (Rockafellar), or mean-std, less dispersion (this project)."""
     risk_level: float = 0.25
-    """Share of the worst returns for cvar (Rockafellar), weight of the standard deviation for mean-std."""
+    """Share of the worst returns for cvar (Rockafellar), weight of the standard deviation for mean-std (this project)."""
     polyak: float = 0.005
     """Rate at which target networks follow, in (0, 1] (TD3)."""
     actor_delay: int = 2

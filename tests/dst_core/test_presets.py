@@ -1,11 +1,18 @@
 """Presets: defaults of a task that every flag overrides."""
 
+import ast
+import inspect
+import re
+from dataclasses import fields
+from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import gymnasium
 import pytest
 
-from dst_core.agent_config import AgentConfig
+from dst_core.actor import Risk
+from dst_core.agent_config import AgentConfig, Algorithm, WorldModel
 from dst_core.config import TrainConfig
 from dst_core.presets import PRESETS, choices_of_preset, preset_of
 from dst_core.train import DESCRIPTION, parse_arguments
@@ -57,7 +64,7 @@ def test_every_preset_is_of_a_task_that_exists_and_changes_something() -> None:
         assert choices_of_preset(preset), name
 
 
-def test_help_shows_the_defaults_of_the_task_and_explains_every_choice(
+def test_help_shows_the_defaults_of_the_task_and_what_can_be_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")
@@ -75,3 +82,56 @@ def test_help_shows_the_defaults_of_the_task_and_explains_every_choice(
     for name in (*PRESETS, *PERTURBATIONS, "examples:", "--resume", "arXiv 2601.20071"):
         assert name in plain
         assert name in DESCRIPTION
+
+
+SOURCES = ("DST", "TD3", "TQC", "MAGE", "IQN", "MMDQ", "PETS", "NSF", "Gretton", "Rockafellar")
+
+
+def explanations(config: type[TrainConfig | AgentConfig]) -> dict[str, str]:
+    """Docstring of every field, empty where there is none."""
+    (body,) = (node.body for node in ast.parse(inspect.getsource(config)).body if isinstance(node, ast.ClassDef))
+    found = {entry.name: "" for entry in fields(config)}
+    for entry, text in pairwise(body):
+        if isinstance(entry, ast.AnnAssign) and isinstance(text, ast.Expr):
+            found[ast.unparse(entry.target)] = " ".join(ast.literal_eval(text.value).split())
+    return found
+
+
+def test_help_explains_every_choice(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for prefix, config in (("--", TrainConfig), ("--agent.", AgentConfig)):
+        for name, text in explanations(config).items():
+            assert len(text) > 20, name
+            if name != "agent":
+                assert f"{prefix}{name.replace('_', '-')}" in shown
+                assert text in shown, name
+
+
+def test_every_choice_of_the_method_names_its_source() -> None:
+    for name, text in explanations(AgentConfig).items():
+        given = " ".join(re.findall(r"\(([^()]*)\)", text))
+        assert any(source in given for source in (*SOURCES, "this project")), f"{name}: {text}"
+    for source in SOURCES:
+        assert re.search(rf"\b{source}\b[^;]*(arXiv [0-9.]+|[0-9]{{4}})", DESCRIPTION), source
+
+
+@pytest.mark.parametrize(
+    ("choice", "name"),
+    [
+        *(("algorithm", name) for name in get_args(Algorithm)),
+        *(("world_model", name) for name in get_args(WorldModel)),
+        *(("risk", name) for name in get_args(Risk)),
+    ],
+)
+def test_every_name_of_a_choice_that_is_a_method_has_a_source_of_its_own(choice: str, name: str) -> None:
+    text = explanations(AgentConfig)[choice]
+    assert re.search(rf"\b{name}\b[^()]*\([^()]*({'|'.join((*SOURCES, 'this project'))})[^()]*\)", text), text
+
+
+def test_help_says_which_tasks_the_hybrid_world_model_can_know() -> None:
+    text = explanations(AgentConfig)["world_model"]
+    for words in ("hinge and slide joints", "whole state", "not Ant", "not Reacher"):
+        assert words in text
