@@ -105,7 +105,7 @@ def _require_dependence(following: Tensor, inputs: dict[str, Tensor], model: Ste
             raise ValueError(
                 f"the {block} gradient of the target needs a world model that is differentiable in the {block}, "
                 f"{type(model).__name__} is not: its next observation does not depend on the {block}; "
-                "draw its sample without detaching, or leave the block out"
+                f"draw its sample without detaching (add 0 * {block} where it truly does not matter), or leave the block out"
             )
 
 

@@ -38,7 +38,7 @@ class AboutOneAStep:
         moved = torch.randn(observation.shape, generator=generator)
         cost = 0.5 * action.square().sum(-1)
         reward = 1 + self.noise * torch.randn(cost.shape, generator=generator) - cost
-        return ModelDraw(0.5 * observation + 0.5 * moved, reward, 0 * cost)
+        return ModelDraw(0.5 * observation + 0.5 * moved + 0 * action, reward, 0 * cost)
 
 
 class Still(nn.Module):
