@@ -118,8 +118,10 @@ def cross_fitted_sliced_mmd2(
     The maximum over one and the same samples is positive even there, and grows with the spread of the predicted law, which it therefore
     shrinks. There are two parts, or up to four of ten samples each: a direction needs fewer samples than a distance. Samples driven by
     the same noise belong into the same part, so both sets are cut at the same shares. Gradients are those along fixed directions.
-    Arguments, result and errors as `mmd2`, with at least four samples a side.
+    Arguments, result and errors as `mmd2`, with at least four samples a side. Of one column there is no direction to seek.
     """
+    if x.shape[-1] == 1:
+        return mmd2(x, y, bandwidth=bandwidth, kernel=kernel, together=together)
     counts = (x.shape[-2], y.shape[-2])
     parts = max(2, min(MOST_PARTS, min(counts) // SAMPLES_PER_DIRECTION))
     cuts = [part * counts[0] // parts for part in range(parts + 1)]

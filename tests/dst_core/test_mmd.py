@@ -97,6 +97,13 @@ def test_slope_by_the_spread_vanishes_at_equal_laws_driven_by_the_same_noise(dis
     assert abs(float(slope.mean())) < 4 * float(slope.std()) / math.sqrt(len(x))
 
 
+def test_cross_fitted_distance_of_one_column_is_the_plain_one() -> None:
+    x, y, together = driven_alike(20, 12, torch.Generator().manual_seed(6))
+    along = {"bandwidth": 3.0, "together": together}
+    crossed = cross_fitted_sliced_mmd2(x[..., :1], y[..., :1], **along)
+    assert torch.equal(crossed, mmd2(x[..., :1], y[..., :1], **along))
+
+
 @pytest.mark.parametrize(("samples", "cuts"), [(5, [0, 2, 5]), (19, [0, 9, 19]), (31, [0, 10, 20, 31])])
 def test_directions_come_from_parts_that_share_no_noise_with_what_is_measured(samples: int, cuts: list[int]) -> None:
     generator = torch.Generator().manual_seed(5)
