@@ -31,6 +31,7 @@ def gaussian(squared: Tensor, bandwidth: float) -> Tensor:
 
 SAMPLES_PER_DIRECTION = 10  # at least, where there are more than two parts
 MOST_PARTS = 4
+SCATTERED = 16  # directions that the search for the steepest one begins at, beside the axes and the difference of the means
 SHORTER = 0.4  # of a step of the search for a direction, after one that led down
 
 KERNELS: dict[Kernel, Callable[[Tensor, float], Tensor]] = {"multiquadric": multiquadric, "gaussian": gaussian}
@@ -172,9 +173,9 @@ def steepest_direction(
 ) -> Tensor:
     """Unit vectors, (..., D), that make the projected squared MMD large.
 
-    The best few of the coordinate axes and the difference of the means climb by projected gradient ascent on the sphere, for the
-    landscape has several peaks: laws may differ in their correlations alone, which no axis shows. A step that leads down is taken
-    back and the next one is shorter. The highest climber wins.
+    The best few of the coordinate axes, the difference of the means and directions scattered over the sphere climb by projected
+    gradient ascent on it, for the landscape has several peaks: laws may differ in their correlations alone, which no axis shows. A
+    step that leads down is taken back and the next one is shorter. The highest climber wins.
     """
 
     def measured(direction: Tensor) -> Tensor:
@@ -190,8 +191,9 @@ def steepest_direction(
 
     x, y = x.detach(), y.detach()
     difference = x.mean(-2) - y.mean(-2)
-    axes = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    candidates = torch.stack([functional.normalize(difference, dim=-1), *(axis.expand_as(difference) for axis in axes)])
+    size = x.shape[-1]
+    fixed = torch.cat([torch.eye(size, device=x.device), scattered_directions(SCATTERED, size, x.device)]).to(x.dtype)
+    candidates = torch.stack([functional.normalize(difference, dim=-1), *(one.expand_as(difference) for one in fixed)])
     with torch.no_grad():
         heights = torch.stack([measured(one) for one in candidates])
     best = heights.topk(min(starts, len(candidates)), dim=0).indices
@@ -207,6 +209,15 @@ def steepest_direction(
         slope = torch.where(higher.unsqueeze(-1), trial_slope, slope)
         height, step = torch.maximum(reached, height), torch.where(higher, step, SHORTER * step)
     return _chosen(direction, height.argmax(0, keepdim=True))[0]
+
+
+def scattered_directions(count: int, size: int, device: torch.device | None = None) -> Tensor:
+    """The same unit vectors at every call, (count, size), through points spread in a cube.
+
+    Exact integers modulo a prime, so that compiled code, float64 and every device search from the same directions.
+    """
+    row, column = torch.arange(1, count + 1, device=device), torch.arange(1, size + 1, device=device)
+    return functional.normalize((101 * row[:, None] + 1009 * column) ** 3 % 65521 / 65521 - 0.5, dim=-1)
 
 
 def _chosen(directions: Tensor, index: Tensor) -> Tensor:

@@ -212,7 +212,7 @@ def pairs_of_laws(differ_in: str, size: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
 @pytest.mark.parametrize("differ_in", ["nothing", "mean and scale", "scale along no axis", "correlation alone"])
 def test_sliced_maximum_reaches_the_best_of_many_random_directions(
     differ_in: str, size: int, estimator: Estimator
@@ -223,7 +223,10 @@ def test_sliced_maximum_reaches_the_best_of_many_random_directions(
     )
     given = {"bandwidth": 100.0, "estimator": estimator}
     best = torch.stack([mmd2(x @ v[:, None], y @ v[:, None], **given) for v in directions]).amax(0)
-    assert float(max_sliced_mmd2(x, y, **given).mean()) >= 0.98 * float(best.mean())
+    reached = max_sliced_mmd2(x, y, **given)
+    assert float(reached.mean()) >= 0.98 * float(best.mean())
+    missed = reached < best - 0.02 * best.abs()
+    assert float(missed.float().mean()) <= (0.12 if differ_in == "nothing" else 0.07)
 
 
 def test_no_gradient_reaches_a_detached_target() -> None:
