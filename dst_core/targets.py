@@ -72,7 +72,7 @@ def sobolev_target(
     inputs = {block: {"action": chosen, "state": state}[block] for block in blocks}
     with torch.enable_grad():
         draw = model.sample(state, chosen, generator)
-        _require_dependence(draw.next_observation, inputs, model)
+        require_dependence(draw.next_observation, inputs, model)
         next_action = actor(draw.next_observation)
         if noise is None:
             noise = critic.draw_noise(batch * samples, 1, generator)
@@ -88,10 +88,18 @@ def sobolev_target(
     return joint.view(*copies, -1).permute(1, 2, 0, 3).flatten(1, 2)
 
 
-def _require_dependence(following: Tensor, inputs: dict[str, Tensor], model: StepModel) -> None:
+def require_dependence(following: Tensor, inputs: dict[str, Tensor], model: StepModel) -> None:
     """Refuse a next observation (R, S) that the graph of autograd does not lead back to every input; a walk, nothing is differentiated.
 
     The reward alone would still give gradients, without the part that goes through the future.
+
+    Args:
+        following: imagined next observations.
+        inputs: where they were imagined from, by the name of the block that is differentiated by it.
+        model: what imagined them, for the error.
+
+    Raises:
+        ValueError: an input that is not behind them.
     """
     waiting = [get_gradient_edge(following).node] if following.requires_grad else []
     seen: set[Node] = set()

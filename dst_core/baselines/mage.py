@@ -13,7 +13,7 @@ from torch.nn import functional
 from dst_core.actor import Actor
 from dst_core.baselines.td3 import Td3Learner
 from dst_core.networks import ActionScale, Standardiser
-from dst_core.targets import return_range
+from dst_core.targets import require_dependence, return_range
 from dst_core.world_model import StepModel, Transition
 
 
@@ -98,10 +98,14 @@ class MageLearner(Td3Learner):
         Returns:
             delta (E, B) and its gradient with respect to the action in [-1, 1], (E, B, A), both over the return scale; the target,
             detached, (B, 1) in units of reward.
+
+        Raises:
+            ValueError: a world model whose next observation is not differentiable in the action.
         """
         with torch.enable_grad():
             action = self.policy(observation).detach().requires_grad_()
             draw = model.sample(observation, action, generator)
+            require_dependence(draw.next_observation, {"action": action}, model)
             future = self.lesser_target(draw.next_observation, actor=actor, generator=generator).squeeze(-1)
             target = draw.reward + self.discount * (1 - draw.termination) * future
             (target_slope,) = torch.autograd.grad(target.sum(), action)

@@ -155,6 +155,17 @@ def test_mage_without_a_world_model_is_refused() -> None:
         learner().step(transitions(4), model=None, actor=StillActor(), generator=generator())
 
 
+def test_world_model_that_is_not_differentiable_is_refused_though_its_reward_is() -> None:
+    class Detached(CurvedModel):
+        def sample(self, observation: Tensor, action: Tensor, generator: torch.Generator) -> ModelDraw:
+            draw = super().sample(observation, action, generator)
+            return draw._replace(next_observation=draw.next_observation.detach())
+
+    observation = torch.zeros(4, networks()["observation"].mean.shape[-1])
+    with pytest.raises(ValueError, match="differentiable in the action, Detached is not"):
+        learner().errors(observation, model=Detached(), actor=actor(), generator=generator())
+
+
 def slopes_along_the_policy(mage: MageLearner) -> np.ndarray:
     states = torch.linspace(-1.5, 1.5, 7)[:, None]
     action = LinearActor(PROBLEM)(states).requires_grad_()
