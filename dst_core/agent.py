@@ -63,6 +63,7 @@ class Agent(nn.Module):
 
     def prepare(self, execution: Execution) -> None:
         """Compute updates from now on as `execution` says: those of DST; the other algorithms and world models stay eager."""
+        self._execution = execution
         own = isinstance(self.model, ConditionalVae) and self.model.has_closed_form
         self._model_losses = (execution if own else EAGER).prepare(self.model_losses_along)
         self._climb = execution.prepare(self.climb_along)
@@ -92,15 +93,16 @@ class Agent(nn.Module):
         """One update of world model and critics, every `actor_delay`-th also of the actor.
 
         Returns:
-            Scalars for the log. A non-finite one is for the caller to stop at.
+            Scalars for the log, still on the device. A non-finite one is for the caller to stop at.
         """
+        self._execution.begin_update()
         self.updates += 1
         info = self.update_model(transition, generator)
         info |= self.critics.step(transition, model=self.model, actor=self.target_actor, generator=generator)
         if self.updates % self.config.actor_delay == 0:
             info |= self.update_actor(transition, generator)
             polyak(self.target_actor, self.actor, self.config.polyak)
-        return info
+        return {name: value.clone() for name, value in info.items()}
 
     def update_model(self, transition: Transition, generator: torch.Generator) -> dict[str, Tensor]:
         """One step of the world model on real transitions, where one is learned; returns its losses."""

@@ -48,6 +48,7 @@ class Forecast:
         execution: Execution = EAGER,
     ) -> None:
         self._imagined = imagined
+        self._execution = execution
         self._learner = CriticLearner(
             critic,
             discount=config.discount,
@@ -75,6 +76,7 @@ class Forecast:
 
     def step(self, transition: Transition, *, model: StepModel, actor: Actor, generator: torch.Generator) -> None:
         """One step towards the law; arguments as `CriticLearner.step`."""
+        self._execution.begin_update()
         learner = self._learner
         noise = learner.draw_noise(transition, generator)
         target = learner.target(transition, noise, model=model, actor=actor, generator=generator)
