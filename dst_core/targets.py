@@ -136,7 +136,7 @@ def truncate(samples: Tensor, share: float) -> Tensor:
     Raises:
         ValueError: if the share lies outside [0, 1).
     """
-    return samples.gather(1, kept(samples, share).unsqueeze(-1).expand(-1, -1, samples.shape[-1]))
+    return _taken(samples, kept(samples, share))
 
 
 def kept(samples: Tensor, share: float) -> Tensor:
@@ -153,5 +153,8 @@ def kept(samples: Tensor, share: float) -> Tensor:
 def truncated_target(samples: Tensor, share: float, *, members: int) -> TargetSamples:
     """What `truncate` keeps of the samples of this many critics, (B, M * E, D) as `sobolev_target` gives them."""
     order = kept(samples, share)
-    joint = samples.gather(1, order.unsqueeze(-1).expand(-1, -1, samples.shape[-1]))
-    return TargetSamples(joint, order.div(members, rounding_mode="floor"))
+    return TargetSamples(_taken(samples, order), order.div(members, rounding_mode="floor"))
+
+
+def _taken(samples: Tensor, index: Tensor) -> Tensor:
+    return samples.gather(1, index.unsqueeze(-1).expand(-1, -1, samples.shape[-1]))
