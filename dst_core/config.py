@@ -41,7 +41,7 @@ class TrainConfig:
     video: bool = False
     """Film the first episode of every evaluation: videos/step-N.mp4 in --out."""
     warmup_steps: int = 1000
-    """First steps with uniformly random actions and no updates (TD3; 1000 to 5000 are usual)."""
+    """First steps, with uniformly random actions; only the world model learns from them (TD3, which has none; 1000 to 5000 are usual)."""
     updates_per_step: int = 1
     """Updates per environment step (the paper uses 10, a CPU affords 1)."""
     batch: int = 256
@@ -82,7 +82,7 @@ class TrainConfig:
         require(
             "steps",
             self.steps,
-            f"exceed warmup_steps ({self.warmup_steps}), which collect experience without learning from it",
+            f"exceed warmup_steps ({self.warmup_steps}), whose actions are random",
             self.steps > self.warmup_steps,
         )
         require("steps", self.steps, f"fill at least one batch ({self.batch})", self.steps >= self.batch)

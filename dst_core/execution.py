@@ -57,7 +57,9 @@ class Execution:
             for category in (DeprecationWarning, FutureWarning):  # torch's compiler complains of torch
                 warnings.filterwarnings("ignore", category=category, module=r"torch\.")
             options: dict[str, Any] | None = {"triton.cudagraphs": True} if self.device == "cuda" else None
-            part = torch.compile(part, fullgraph=True, dynamic=False, options=options)
+            part = torch.compile(  # type: ignore[call-overload]  # the overloads lack isolate_recompiles
+                part, fullgraph=True, dynamic=False, options=options, isolate_recompiles=True
+            )
         if self.precision == "float32":
             return part
 

@@ -175,6 +175,8 @@ class Trainer:
         self.run.agent.observe(transition)
         if progress["step"] <= config.warmup_steps:
             self._warm_up(step)
+            if len(self.run.replay) >= config.batch:
+                self._learn_model()
         elif len(self.run.replay) >= config.batch:
             self._update()
         if step.over:
@@ -247,6 +249,12 @@ class Trainer:
             )
         self.run.agent.critics.critic.return_scale.fill_(max(scale, 1e-3) if scale else 1.0)
         kept["rewards"], kept["ends"] = [], []
+
+    def _learn_model(self) -> None:
+        """As many steps of the world model as of everything later: critics that met a fresh one would learn gradients of nothing first."""
+        agent, config = self.run.agent, self.run.config
+        for _ in range(config.updates_per_step if agent.critics.uses_model else 0):
+            agent.update_model(self.run.replay.sample(config.batch, self.run.generator), self.run.generator)
 
     def _update(self) -> None:
         agent, config = self.run.agent, self.run.config

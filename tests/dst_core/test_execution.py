@@ -72,6 +72,20 @@ def test_products_are_done_in_the_precision_asked_for(precision: str) -> None:
     assert product.dtype == execution.PRECISIONS[precision]
 
 
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler: torch.compile has nothing to call")
+def test_many_agents_are_compiled_in_one_process() -> None:
+    class Part:
+        def __init__(self, factor: int) -> None:
+            self.factor = factor
+
+        def scaled(self, x: torch.Tensor) -> torch.Tensor:
+            return self.factor * x
+
+    for factor in range(12):  # torch gives up on code that it has compiled eight times
+        scaled = Execution(compiled=True).prepare(Part(factor).scaled)
+        assert torch.equal(scaled(torch.ones(2)), torch.full((2,), float(factor)))
+
+
 def config(out: Path, **choices) -> TrainConfig:
     agent = AgentConfig(hidden=8, samples=4, noise_size=2, latent=2)
     small = {"warmup_steps": 20, "batch": 8, "evaluate_every": 40, "evaluation_episodes": 1, "forecast_updates": 5}

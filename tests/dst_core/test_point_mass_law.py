@@ -34,7 +34,7 @@ def fitted_critic(simulator: PointMassSimulator, policy: NearestLocation, *, upd
     learner = CriticLearner(
         critic,
         discount=DISCOUNT,
-        samples=10,
+        samples=40,
         truncate=0.0,
         blocks=("action",),
         distance="mmd",
@@ -48,8 +48,8 @@ def fitted_critic(simulator: PointMassSimulator, policy: NearestLocation, *, upd
     )
     schedule = torch.optim.lr_scheduler.LinearLR(learner.optimiser, 1.0, 0.01, total_iters=updates)
     for _ in range(updates):
-        rows = torch.randint(len(observations), (256,), generator=generator)
-        batch = Transition(observations[rows], actions[rows], torch.zeros(256), observations[rows], torch.zeros(256))
+        rows = torch.randint(len(observations), (128,), generator=generator)
+        batch = Transition(observations[rows], actions[rows], torch.zeros(128), observations[rows], torch.zeros(128))
         learner.step(batch, model=simulator, actor=policy, generator=generator)
         schedule.step()
     return learner.target_critic

@@ -18,9 +18,10 @@ from dst_core.errors import DivergedError
 from dst_core.evaluate import Evaluation, evaluate
 from dst_core.metrics import METRICS_FILE
 from dst_core.progress import TrainingProgress
-from dst_core.run import load_run
+from dst_core.run import Run, load_run
 from dst_core.train import train
 from dst_core.trainer import Trainer
+from dst_core.world_model import Transition
 
 SMALL = AgentConfig(hidden=16, noise_size=4, latent=2, samples=3)
 
@@ -143,6 +144,37 @@ def test_time_limit_is_no_end_to_bootstrap_over_and_a_fall_is_one(tmp_path: Path
     falls = lines(falling, "episode")
     assert falls
     assert float(replayed_ends(falling).sum()) == len(falls)
+
+
+@pytest.mark.parametrize("algorithm", ["dst", "mage", "mmd"])
+def test_in_the_warm_up_the_world_model_alone_learns_once_a_batch_is_there(
+    algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[int] = []
+    update_model = Agent.update_model
+
+    def noted(agent: Agent, transition: Transition, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        if not agent.updates and agent.model_optimiser is not None:
+            learned.append(len(transition.reward))
+        return update_model(agent, transition, generator)
+
+    fresh: dict[str, torch.Tensor] = {}
+    update = Agent.update
+
+    def first_seen(agent: Agent, *arguments: object) -> dict[str, torch.Tensor]:
+        if not agent.updates:
+            fresh.update({name: value.clone() for name, value in agent.state_dict().items()})
+        return update(agent, *arguments)
+
+    monkeypatch.setattr(Agent, "update_model", noted)
+    monkeypatch.setattr(Agent, "update", first_seen)
+    choices = AgentConfig(algorithm=algorithm, hidden=16, noise_size=4, latent=2, samples=3)
+    run = config(tmp_path, updates_per_step=2, agent=choices)
+    train(run)
+    assert learned == ([] if algorithm == "mmd" else [16] * 2 * (40 - 15))
+    begun = dict(Run.start(run, torch.device("cpu")).agent.named_parameters())
+    moved = {name.split(".")[0] for name, value in begun.items() if not torch.equal(value, fresh[name])}
+    assert moved == (set() if algorithm == "mmd" else {"model"})
 
 
 def test_every_step_after_the_warm_up_pays_for_its_updates(tmp_path: Path) -> None:
