@@ -197,7 +197,7 @@ def steepest_direction(
     fixed = torch.cat([torch.eye(size, device=x.device), scattered_directions(SCATTERED, size, x.device)]).to(x.dtype)
     candidates = torch.stack([functional.normalize(difference, dim=-1), *(one.expand_as(difference) for one in fixed)])
     with torch.no_grad():
-        heights = torch.stack([measured(one) for one in candidates])
+        heights = measured(candidates)
     best = heights.topk(min(starts, len(candidates)), dim=0).indices
     direction = _chosen(candidates, best)
     height, slope = climbed(direction)
