@@ -75,7 +75,8 @@ class Trainer:
             TrainingError: if a checkpoint cannot be written; the last one stays.
         """
         self.execution = self._choose_execution()
-        self.run.agent.prepare(self.execution)
+        if self.run.progress["step"] >= self.run.config.warmup_steps:
+            self.run.agent.prepare(self.execution)
         with using_threads(self.execution.threads):
             self._train()
 
@@ -177,6 +178,8 @@ class Trainer:
             self._warm_up(step)
             if len(self.run.replay) >= config.batch:
                 self._learn_model()
+            if progress["step"] == config.warmup_steps:  # before it, compiling would cost more than it saves
+                self.run.agent.prepare(self.execution)
         elif len(self.run.replay) >= config.batch:
             self._update()
         if step.over:

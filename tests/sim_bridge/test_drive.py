@@ -329,7 +329,7 @@ def test_interruption_ends_cleanly_with_everything_saved(server, tmp_path, numbe
     report = json.loads((tmp_path / "r.json").read_text())
     ticks = [message for message in read_record(tmp_path / "run.mcap") if isinstance(message, record_pb2.Tick)]
     assert len(ticks) == report["ticks"] > 20
-    assert report["return_mean"] is None
+    assert (report["return_mean"] is None) == (report["ticks"] < 200), "no episode was finished"
 
 
 def test_full_disk_while_recording_exits_3_after_the_whole_run(server, tmp_path):
