@@ -32,7 +32,7 @@ def gaussian(squared: Tensor, bandwidth: float) -> Tensor:
 SAMPLES_PER_DIRECTION = 10  # at least, where there are more than two parts
 MOST_PARTS = 4
 SCATTERED = (
-    16  # directions that the search for the steepest one begins at, beside the axes and the difference of the means
+    16  # places where the search for the steepest direction begins, beside the axes and the difference of the means
 )
 SHORTER = 0.4  # of a step of the search for a direction, after one that led down
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from dst_core.agent_config import AgentConfig
-from dst_core.config import TrainConfig
 from dst_core.critic import GenerativeCritic, LayerTwoNoiseCritic
 from dst_core.evaluation_critic import fit_evaluation_critic
 from dst_core.execution import EAGER
@@ -21,6 +20,7 @@ from dst_core.replay import Replay
 from dst_core.run import Run, load_run
 from dst_core.train import train
 from dst_core.world_model import ModelDraw, Transition
+from tests.dst_core.small_run import small_run
 
 
 class AboutOneAStep:
@@ -88,17 +88,7 @@ def test_training_critics_truncation_and_biased_estimator_do_not_reach_the_law()
 
 
 def finished(out: Path, **changes: object) -> Run:
-    small = {
-        "env": "InvertedPendulum-v5",
-        "steps": 60,
-        "warmup_steps": 40,
-        "batch": 16,
-        "evaluation_episodes": 2,
-        "forecast_updates": 5,
-        "device": "cpu",
-        "agent": AgentConfig(hidden=16, noise_size=4, latent=2, samples=3),
-    }
-    assert train(TrainConfig(out=out, **{**small, **changes})) == 0
+    assert train(small_run(out, **changes)) == 0
     return load_run(out)
 
 

@@ -10,7 +10,7 @@ from dst_core.agent import Agent
 from dst_core.agent_config import AgentConfig
 from dst_core.execution import Execution, can_compile
 from dst_core.reference import UpdateNoise, reference_joint, reference_target, reference_update
-from dst_core.targets import return_range
+from dst_core.targets import TargetSamples, return_range
 from dst_core.world_model import Transition
 
 S, A, BATCH = 5, 3, 16
@@ -57,9 +57,8 @@ def difference(one: Agent, other: Agent) -> float:
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
-@pytest.mark.parametrize("choices", CHOICES, ids=str)
-def test_target_in_closed_form_equals_that_of_autograd(choices: dict[str, object]) -> None:
-    agent, transition = agent_and_transition(**choices)
+def both_targets(agent: Agent, transition: Transition) -> tuple[TargetSamples, TargetSamples]:
+    """In closed form and by autograd, along the same noise."""
     noise = UpdateNoise.draw(agent, BATCH, torch.Generator().manual_seed(2))
     fast = agent.critics.target_along(
         transition.observation,
@@ -70,6 +69,13 @@ def test_target_in_closed_form_equals_that_of_autograd(choices: dict[str, object
         actor=agent.target_actor,
     )
     slow = reference_target(agent, transition, noise)
+    return fast, slow
+
+
+@pytest.mark.parametrize("choices", CHOICES, ids=str)
+def test_target_in_closed_form_equals_that_of_autograd(choices: dict[str, object]) -> None:
+    agent, transition = agent_and_transition(**choices)
+    fast, slow = both_targets(agent, transition)
     torch.testing.assert_close(fast.joint, slow.joint, rtol=1e-9, atol=1e-9)
     assert torch.equal(fast.draw, slow.draw)
 
@@ -78,16 +84,7 @@ def test_target_in_closed_form_equals_that_of_autograd(choices: dict[str, object
 def test_targets_are_held_within_the_returns_that_rewards_allow_in_either_form(sobolev: str) -> None:
     agent, transition = agent_and_transition(sobolev=sobolev, truncate=0.0)
     agent.critics.target_critic.return_scale.fill_(1e5)
-    noise = UpdateNoise.draw(agent, BATCH, torch.Generator().manual_seed(2))
-    fast = agent.critics.target_along(
-        transition.observation,
-        transition.action,
-        steps_noise=noise.steps,
-        noise=noise.critics,
-        model=agent.model,
-        actor=agent.target_actor,
-    )
-    slow = reference_target(agent, transition, noise)
+    fast, slow = both_targets(agent, transition)
     low, high = return_range(agent.model.reward_range, agent.config.discount)
     for bound in (low, high):
         assert bool((slow.joint[..., 0] == bound).any())

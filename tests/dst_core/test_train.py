@@ -19,7 +19,6 @@ from safetensors import safe_open
 from dst_core.agent import Agent
 from dst_core.agent_config import AgentConfig
 from dst_core.checkpoint import CHECKPOINT_FILE, CONFIG_FILE, _separate, load_checkpoint, save_checkpoint, write_json
-from dst_core.config import TrainConfig
 from dst_core.critic import GenerativeCritic
 from dst_core.errors import DivergedError, TrainingError
 from dst_core.metrics import METRICS_FILE
@@ -29,31 +28,14 @@ from dst_core.train import main, train
 from dst_core.trainer import Trainer
 from sim_bridge.tasks import TaskError
 from tests.dst_core.commands import call
-
-SMALL = AgentConfig(hidden=16, noise_size=4, latent=2, samples=3)
-
-
-def config(out: Path, **changes: object) -> TrainConfig:
-    choices = {
-        "env": "InvertedPendulum-v5",
-        "steps": 60,
-        "warmup_steps": 40,
-        "batch": 16,
-        "evaluation_episodes": 2,
-        "evaluate_every": 50,
-        "forecast_updates": 5,
-        "device": "cpu",
-        "agent": SMALL,
-        "out": out,
-    }
-    return TrainConfig(**{**choices, **changes})
+from tests.dst_core.small_run import small_run
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The finished run of `config`, trained once."""
     out = tmp_path_factory.mktemp("original") / "run"
-    assert train(config(out)) == 0
+    assert train(small_run(out)) == 0
     return out
 
 
@@ -86,14 +68,14 @@ def command(out: Path, *more: str) -> list[str]:
 
 def test_same_seed_gives_the_same_run_and_another_seed_another(tmp_path: Path, original: Path) -> None:
     for name, seed in (("again", 0), ("other", 4)):
-        assert train(config(tmp_path / name, seed=seed)) == 0
+        assert train(small_run(tmp_path / name, seed=seed)) == 0
     a, b, c = (tensors(out) for out in (original, tmp_path / "again", tmp_path / "other"))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert not torch.equal(a["agent.actor.layers.0.weight"], c["agent.actor.layers.0.weight"])
 
 
 def test_run_writes_configuration_evaluations_and_tensorboard_logs(tmp_path: Path) -> None:
-    train(config(tmp_path, perturb=("actuation=0.1",)))
+    train(small_run(tmp_path, perturb=("actuation=0.1",)))
     assert json.loads((tmp_path / "config.json").read_text())["perturb"] == ["actuation=0.1"]
     lines = [json.loads(line) for line in (tmp_path / METRICS_FILE).read_text().splitlines()]
     evaluations = [line for line in lines if line["kind"] == "evaluation"]
@@ -115,7 +97,7 @@ def forecasts(out: Path) -> list[dict[str, float]]:
 def test_run_ends_with_both_critics_compared_on_the_same_episodes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(config(tmp_path))
+    train(small_run(tmp_path))
     (line,) = forecasts(tmp_path)
     compared = load_run(tmp_path).progress["critics"]
     assert (line["step"], line["updates"], line["episodes"]) == (60, 5, 2)
@@ -144,7 +126,7 @@ def test_evaluate_critic_gives_the_critic_the_run_ended_with_or_a_longer_fit_of_
     assert call(main, *again) == 0
     assert all(torch.equal(first[name], value) for name, value in tensors(finished).items())
     assert [line["updates"] for line in forecasts(finished)] == [5, 9, 9, 5]
-    assert train(config(finished, steps=80, resume=True)) == 0
+    assert train(small_run(finished, steps=80, resume=True)) == 0
     assert [line["step"] for line in forecasts(finished)] == [60, 60, 60, 60, 80]
 
 
@@ -201,7 +183,7 @@ def test_evaluate_critic_refuses_by_name(
     changes, more, message = case
     out = tmp_path / "run"
     if changes:
-        train(config(out, **changes))
+        train(small_run(out, **changes))
     elif changes is not None:
         shutil.copytree(original, out)
     capsys.readouterr()
@@ -223,7 +205,7 @@ def test_help_shows_evaluate_critic(monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 def test_resumed_run_continues_to_more_steps(finished: Path) -> None:
     before = tensors(finished)
-    assert train(config(finished, steps=80, resume=True)) == 0
+    assert train(small_run(finished, steps=80, resume=True)) == 0
     after = tensors(finished)
     assert int(after["replay.added"]) == 80
     assert torch.equal(after["replay.observation"][:60], before["replay.observation"])
@@ -239,16 +221,16 @@ def test_interrupted_continuation_is_not_exportable(finished: Path, monkeypatch:
         fit(trainer)
 
     monkeypatch.setattr(Trainer, "_fit_forecast", interrupted_fit)
-    assert train(config(finished, steps=80, resume=True)) == 143
+    assert train(small_run(finished, steps=80, resume=True)) == 143
     with pytest.raises(TrainingError, match="step 80 of 80 and is not finished"):
         load_run(finished)
     monkeypatch.undo()
-    assert train(config(finished, steps=80, resume=True)) == 0
+    assert train(small_run(finished, steps=80, resume=True)) == 0
     assert load_run(finished).progress["step"] == 80
 
 
 def test_continuation_killed_before_its_first_checkpoint_is_not_exportable(finished: Path) -> None:
-    write_json(finished / CONFIG_FILE, config(finished, steps=80).to_json())
+    write_json(finished / CONFIG_FILE, small_run(finished, steps=80).to_json())
     with pytest.raises(TrainingError, match="step 60 of 80 and is not finished"):
         load_run(finished)
 
@@ -265,7 +247,7 @@ def test_checkpoint_of_cuda_is_read_and_resumed_on_the_cpu(finished: Path) -> No
     first, second = load_run(finished), load_run(finished)
     assert torch.equal(first.generator.get_state(), second.generator.get_state())
     assert not torch.equal(first.generator.get_state(), torch.Generator().manual_seed(0).get_state())
-    assert train(config(finished, steps=80, resume=True)) == 0
+    assert train(small_run(finished, steps=80, resume=True)) == 0
 
 
 @pytest.mark.parametrize(
@@ -284,11 +266,11 @@ def test_checkpoint_of_another_version_is_refused(
 ) -> None:
     rewrite(finished, changes, **progress)
     with pytest.raises(TrainingError, match=message):
-        train(config(finished, steps=70, resume=True))
+        train(small_run(finished, steps=70, resume=True))
 
 
 def test_restored_run_equals_the_saved_one_in_every_tensor(finished: Path) -> None:
-    run = Run.start(config(finished), torch.device("cpu"))
+    run = Run.start(small_run(finished), torch.device("cpu"))
     run.restore(finished)
     (finished / "copy").mkdir()
     run.save(finished / "copy")
@@ -423,24 +405,24 @@ def test_cuda_is_refused_where_there_is_none() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_training_runs_on_cuda(tmp_path: Path) -> None:
-    assert train(config(tmp_path, device="cuda")) == 0
+    assert train(small_run(tmp_path, device="cuda")) == 0
 
 
 def test_existing_run_is_not_overwritten(finished: Path) -> None:
     before = (finished / CHECKPOINT_FILE).read_bytes()
     for _ in range(2):
         with pytest.raises(TrainingError, match="--resume"):
-            train(config(finished))
+            train(small_run(finished))
         assert (finished / CHECKPOINT_FILE).read_bytes() == before
         (finished / CONFIG_FILE).unlink(missing_ok=True)
-    assert train(config(finished, steps=70, resume=True)) == 0
+    assert train(small_run(finished, steps=70, resume=True)) == 0
 
 
 def test_run_killed_before_its_first_checkpoint_starts_again(tmp_path: Path) -> None:
-    write_json(tmp_path / CONFIG_FILE, config(tmp_path, seed=5).to_json())
+    write_json(tmp_path / CONFIG_FILE, small_run(tmp_path, seed=5).to_json())
     with pytest.raises(TrainingError, match="leave --resume out"):
-        train(config(tmp_path, resume=True))
-    assert train(config(tmp_path)) == 0
+        train(small_run(tmp_path, resume=True))
+    assert train(small_run(tmp_path)) == 0
     assert json.loads((tmp_path / CONFIG_FILE).read_text())["seed"] == 0
 
 
@@ -452,16 +434,16 @@ def test_run_killed_before_its_first_evaluation_resumes_to_the_same_end(
 
     monkeypatch.setattr(Trainer, "_evaluate", killed)
     with pytest.raises(SystemExit):
-        train(config(tmp_path / "killed"))
+        train(small_run(tmp_path / "killed"))
     monkeypatch.undo()
-    assert train(config(tmp_path / "killed", resume=True)) == 0
+    assert train(small_run(tmp_path / "killed", resume=True)) == 0
     whole, resumed = tensors(original), tensors(tmp_path / "killed")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 def test_checkpoint_of_another_task_is_refused_with_the_difference(finished: Path) -> None:
     with pytest.raises(TrainingError, match="env was InvertedPendulum-v5, now Pendulum-v1"):
-        train(config(finished, env="Pendulum-v1", resume=True))
+        train(small_run(finished, env="Pendulum-v1", resume=True))
 
 
 @pytest.mark.parametrize("keep", [0, 100, -1])
@@ -469,12 +451,12 @@ def test_truncated_checkpoint_is_refused(finished: Path, keep: int) -> None:
     path = finished / CHECKPOINT_FILE
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(TrainingError, match="damaged"):
-        train(config(finished, steps=70, resume=True))
+        train(small_run(finished, steps=70, resume=True))
 
 
 def test_resume_without_a_run_says_how_to_start(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="leave --resume out"):
-        train(config(tmp_path / "none", resume=True))
+        train(small_run(tmp_path / "none", resume=True))
 
 
 @pytest.mark.parametrize(
@@ -508,16 +490,18 @@ def test_diverged_run_keeps_its_last_finite_checkpoint(
 
     monkeypatch.setattr(Agent, "update", poisoned)
     with pytest.raises(DivergedError, match=message):
-        train(config(tmp_path, checkpoint_every=checkpoint_every))
+        train(small_run(tmp_path, checkpoint_every=checkpoint_every))
     monkeypatch.undo()
-    run, diverged = (Run.start(config(tmp_path, checkpoint_every=checkpoint_every), torch.device("cpu")) for _ in "ab")
+    run, diverged = (
+        Run.start(small_run(tmp_path, checkpoint_every=checkpoint_every), torch.device("cpu")) for _ in "ab"
+    )
     run.restore(tmp_path)
     assert run.progress["step"] == kept
     assert run.not_finite == ()
     diverged.restore(tmp_path / "diverged")
     assert diverged.progress["step"] == 45
     assert "critics.critic.head.bias" in diverged.not_finite
-    assert train(config(tmp_path, checkpoint_every=checkpoint_every, resume=True)) == 0
+    assert train(small_run(tmp_path, checkpoint_every=checkpoint_every, resume=True)) == 0
 
 
 def test_checkpoint_copies_only_tensors_that_share_memory(tmp_path: Path) -> None:
@@ -532,4 +516,4 @@ def test_checkpoint_copies_only_tensors_that_share_memory(tmp_path: Path) -> Non
 
 def test_unknown_task_is_a_task_error(tmp_path: Path) -> None:
     with pytest.raises(TaskError):
-        train(config(tmp_path, env="NoSuchTask-v9"))
+        train(small_run(tmp_path, env="NoSuchTask-v9"))

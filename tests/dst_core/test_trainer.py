@@ -12,7 +12,6 @@ import torch
 from dst_core.agent import Agent
 from dst_core.agent_config import AgentConfig
 from dst_core.checkpoint import load_checkpoint
-from dst_core.config import TrainConfig
 from dst_core.episode import Environment, Episode
 from dst_core.errors import DivergedError
 from dst_core.evaluate import Evaluation, evaluate
@@ -22,24 +21,7 @@ from dst_core.run import Run, load_run
 from dst_core.train import train
 from dst_core.trainer import Trainer
 from dst_core.world_model import Transition
-
-SMALL = AgentConfig(hidden=16, noise_size=4, latent=2, samples=3)
-
-
-def config(out: Path, **changes: object) -> TrainConfig:
-    choices = {
-        "env": "InvertedPendulum-v5",
-        "steps": 60,
-        "warmup_steps": 40,
-        "batch": 16,
-        "evaluation_episodes": 1,
-        "evaluate_every": 50,
-        "forecast_updates": 5,
-        "device": "cpu",
-        "agent": SMALL,
-        "out": out,
-    }
-    return TrainConfig(**{**choices, **changes})
+from tests.dst_core.small_run import small_run
 
 
 def test_imagined_rollouts_and_the_fit_that_follows_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +34,7 @@ def test_imagined_rollouts_and_the_fit_that_follows_are_shown(tmp_path: Path, mo
         return iter(done)
 
     monkeypatch.setattr(TrainingProgress, "_track", noted)
-    assert train(config(tmp_path, agent=AgentConfig(hidden=16, samples=3, discount=0.9))) == 0
+    assert train(small_run(tmp_path, agent=AgentConfig(hidden=16, samples=3, discount=0.9))) == 0
     horizon = 44  # ln 0.01 / ln 0.9: what lies beyond weighs less than 1 %
     assert shown == [("imagined rollouts", horizon, horizon), ("evaluation critic", 5, 5)]
 
@@ -97,7 +79,7 @@ def test_divergence_is_put_down_to_the_part_that_diverged(
 
     monkeypatch.setattr(Trainer, "train", reading_seldom)
     with pytest.raises(DivergedError, match=f"^{re.escape(named)}"):
-        train(config(tmp_path, env=env))
+        train(small_run(tmp_path, env=env))
 
 
 def test_action_that_is_no_number_while_all_parameters_are_is_the_actors(
@@ -108,7 +90,7 @@ def test_action_that_is_no_number_while_all_parameters_are_is_the_actors(
         Agent, "act", lambda agent, observation: act(agent, observation) + (torch.nan if agent.updates == 5 else 0)
     )
     with pytest.raises(DivergedError, match=r"^the actor's action is not finite at step 45, update 5: \[nan\]; lower"):
-        train(config(tmp_path))
+        train(small_run(tmp_path))
 
 
 def test_observation_that_is_no_number_is_the_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +103,7 @@ def test_observation_that_is_no_number_is_the_tasks(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Episode, "begin", spoiled)
     with pytest.raises(DivergedError, match=r"^the task's observation is not finite at step .*; look at the task"):
-        train(config(tmp_path, warmup_steps=20))
+        train(small_run(tmp_path, warmup_steps=20))
 
 
 def lines(out: Path, kind: str) -> list[dict[str, object]]:
@@ -137,10 +119,10 @@ def replayed_ends(out: Path) -> torch.Tensor:
 
 def test_time_limit_is_no_end_to_bootstrap_over_and_a_fall_is_one(tmp_path: Path) -> None:
     limited, falling = tmp_path / "limited", tmp_path / "falling"
-    train(config(limited, env="Pendulum-v1", steps=203, warmup_steps=201, evaluate_every=1000))
+    train(small_run(limited, env="Pendulum-v1", steps=203, warmup_steps=201, evaluate_every=1000))
     assert [line["length"] for line in lines(limited, "episode")] == [200]
     assert float(replayed_ends(limited).sum()) == 0
-    train(config(falling))
+    train(small_run(falling))
     falls = lines(falling, "episode")
     assert falls
     assert float(replayed_ends(falling).sum()) == len(falls)
@@ -169,7 +151,7 @@ def test_in_the_warm_up_the_world_model_alone_learns_once_a_batch_is_there(
     monkeypatch.setattr(Agent, "update_model", noted)
     monkeypatch.setattr(Agent, "update", first_seen)
     choices = AgentConfig(algorithm=algorithm, hidden=16, noise_size=4, latent=2, samples=3)
-    run = config(tmp_path, updates_per_step=2, agent=choices)
+    run = small_run(tmp_path, updates_per_step=2, agent=choices)
     train(run)
     assert learned == ([] if algorithm == "mmd" else [16] * 2 * (40 - 15))
     begun = dict(Run.start(run, torch.device("cpu")).agent.named_parameters())
@@ -178,7 +160,7 @@ def test_in_the_warm_up_the_world_model_alone_learns_once_a_batch_is_there(
 
 
 def test_every_step_after_the_warm_up_pays_for_its_updates(tmp_path: Path) -> None:
-    train(config(tmp_path, updates_per_step=3))
+    train(small_run(tmp_path, updates_per_step=3))
     assert load_run(tmp_path).agent.updates == (60 - 40) * 3
 
 
@@ -189,7 +171,7 @@ def test_critics_that_leave_the_returns_that_rewards_allow_are_warned_of_once(
     """Rewards of 1 allow returns up to 100; the share's running mean over 100 passes 5 % with the sixth actor update, of every second."""
     if diverging:
         poisoned_at(5, HEAD, monkeypatch, value=1e5)
-    train(config(tmp_path))
+    train(small_run(tmp_path))
     warnings = lines(tmp_path, "warning")
     assert [line["step"] for line in warnings] == ([40 + 16] if diverging else [])
     assert all("an early sign of divergence" in str(line["message"]) for line in warnings)
@@ -199,7 +181,7 @@ def test_critics_that_leave_the_returns_that_rewards_allow_are_warned_of_once(
 def test_evaluations_tell_the_error_of_the_models_gradient_where_the_step_is_known(
     tmp_path: Path, perturb: tuple[str, ...], known: bool
 ) -> None:
-    train(config(tmp_path, perturb=perturb))
+    train(small_run(tmp_path, perturb=perturb))
     evaluations = lines(tmp_path, "evaluation")
     assert len(evaluations) == 3
     assert all(("model_gradient_error" in line) == known for line in evaluations)
@@ -221,7 +203,7 @@ def test_evaluations_use_seeds_that_training_never_does(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(Episode, "begin", noted)
     monkeypatch.setattr("dst_core.trainer.evaluate", also_noted)
-    train(config(tmp_path, seed=7, evaluation_episodes=2))
+    train(small_run(tmp_path, seed=7, evaluation_episodes=2))
     assert evaluating == [2_000_000_000, 2_000_000_001] * 3
     assert training == [7_000_000 + episode for episode in range(len(training))]
     assert len(training) > 1
