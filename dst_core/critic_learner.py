@@ -10,7 +10,7 @@ from dst_core.execution import EAGER, Execution
 from dst_core.mmd import Estimator, Kernel
 from dst_core.networks import descend, polyak, target_of
 from dst_core.sobolev_loss import Distance, JointScale, sobolev_loss
-from dst_core.targets import TargetSamples, sobolev_target, truncated_target
+from dst_core.targets import TargetLaw, TargetSamples, is_coupled, sobolev_target, target_of_law
 from dst_core.world_model import StepModel, Transition
 from dst_core.world_models.conditional_vae import ConditionalVae
 
@@ -26,6 +26,7 @@ class CriticLearner(nn.Module):
         *,
         discount: float,
         samples: int,
+        target_law: TargetLaw,
         truncate: float,
         blocks: tuple[str, ...],
         distance: Distance,
@@ -45,7 +46,9 @@ class CriticLearner(nn.Module):
         self.optimiser = torch.optim.Adam(critic.parameters(), lr=learning_rate, fused=True)
         self.discount = discount
         self.samples = samples
+        self.target_law: TargetLaw = target_law
         self.truncate = truncate
+        self.coupled = is_coupled(target_law, truncate)
         self.blocks = blocks
         self.distance: Distance = distance
         self.kernel: Kernel = kernel
@@ -62,13 +65,13 @@ class CriticLearner(nn.Module):
         self._loss = execution.prepare(self.loss_along)
 
     def draw_noise(self, transition: Transition, generator: torch.Generator) -> Tensor:
-        """Noise (E, B, M, noise) that drives both laws of an update, the critics' and the target's."""
+        """Noise (E, B, M, noise) of the target of an update, and where both laws are coupled of the critics too."""
         return self.critic.draw_noise(len(transition.reward), self.samples, generator)
 
     def target(
         self, transition: Transition, noise: Tensor, *, model: StepModel, actor: Actor, generator: torch.Generator
     ) -> TargetSamples:
-        """Truncated samples of the Sobolev Bellman target along noise (E, B, M, noise) of the target critics; arguments as `step`.
+        """Samples of the Sobolev Bellman target's law along noise (E, B, M, noise) of the target critics; arguments as `step`.
 
         In closed form where model and actor have one; otherwise by autograd.
         """
@@ -96,7 +99,7 @@ class CriticLearner(nn.Module):
             noise=noise.flatten(1, 2).unsqueeze(2),
             generator=generator,
         )
-        return truncated_target(samples, self.truncate, members=self.critic.members)
+        return target_of_law(samples, law=self.target_law, share=self.truncate, members=self.critic.members)
 
     def target_along(
         self,
@@ -108,8 +111,8 @@ class CriticLearner(nn.Module):
         model: ConditionalVae,
         actor: Actor,
     ) -> TargetSamples:
-        """Truncated samples of the target in closed form along the noise of imagined steps and of target critics."""
-        samples = closed_form_target(
+        """Samples of the target's law in closed form along the noise of imagined steps and of target critics."""
+        return closed_form_target(
             observation,
             action,
             steps_noise=steps_noise,
@@ -119,11 +122,19 @@ class CriticLearner(nn.Module):
             critic=self.target_critic,
             discount=self.discount,
             blocks=self.blocks,
+            law=self.target_law,
+            share=self.truncate,
         )
-        return truncated_target(samples, self.truncate, members=self.critic.members)
 
     def loss_along(self, observation: Tensor, action: Tensor, target: TargetSamples, noise: Tensor) -> Tensor:
-        """Distance of the critics' law along the noise (E, B, M, noise) of the target to it, () in standardised units."""
+        """Distance of the critics' law along noise (E, B, M, noise) to the target, () in standardised units.
+
+        Args:
+            observation: (B, S).
+            action: (B, A).
+            target: samples of its law.
+            noise: that of the target where both are coupled, independent of it otherwise.
+        """
         return sobolev_loss(
             self.critic.joint_columns(observation, action, noise, blocks=self.blocks),
             target.joint,
@@ -134,7 +145,7 @@ class CriticLearner(nn.Module):
             bandwidth=self.bandwidth,
             estimator=self.estimator,
             blocks=self.blocks,
-            target_draw=target.draw,
+            target_draw=target.draw if self.coupled else None,
         )
 
     def returns_along(self, observation: Tensor, action: Tensor, noise: Tensor) -> Tensor:
@@ -151,7 +162,7 @@ class CriticLearner(nn.Module):
         return returns
 
     def loss(self, transition: Transition, target: TargetSamples, noise: Tensor) -> Tensor:
-        """Distance of the critics' law at the transition to the target drawn along the same noise, () in standardised units."""
+        """`loss_along` at the transition."""
         return self._loss(transition.observation, transition.action, target, noise)
 
     def step(
@@ -171,7 +182,7 @@ class CriticLearner(nn.Module):
         noise = self.draw_noise(transition, generator)
         target = self.target(transition, noise, model=model, actor=actor, generator=generator)
         self.scale.update(target.joint)
-        loss = self.loss(transition, target, noise)
+        loss = self.loss(transition, target, noise if self.coupled else self.draw_noise(transition, generator))
         descend(self.optimiser, loss, max_gradient_norm=self.max_gradient_norm)
         polyak(self.target_critic, self.critic, self.polyak)
         returns = target.joint[..., 0]

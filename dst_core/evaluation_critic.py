@@ -17,8 +17,11 @@ from dst_core.metrics import Metrics
 from dst_core.model_returns import model_returns
 from dst_core.progress import TrainingProgress
 from dst_core.run import Run
+from dst_core.settled_model import settled
+from dst_core.world_model import LearnedModel, StepModel
 
 SAMPLES = 50  # per critic and state, behind the comparison
+SETTLING = 4  # steps of the world model for each update of the critic; they cost a fraction of one
 
 
 def fit_evaluation_critic(
@@ -48,11 +51,27 @@ def fit_evaluation_critic(
     """
     progress.say("fitting the evaluation critic to the finished actor")
     config, agent, noise = run.config, run.agent, run.noise("forecast")
+    model: StepModel | None = agent.model
+    if isinstance(model, LearnedModel):
+        model = settled(
+            model,
+            run.replay,
+            updates=SETTLING * updates,
+            batch=config.batch,
+            learning_rate=config.agent.learning_rate,
+            max_gradient_norm=config.agent.max_gradient_norm,
+            execution=execution,
+            generator=noise,
+            interrupted=interrupted,
+            track=progress.track_settling,
+        )
+    if model is None:
+        return False
     imagined = model_returns(
         run.replay,
         most=updates * config.batch,
         batch=config.batch,
-        model=agent.model,
+        model=model,
         actor=agent.actor,
         discount=config.agent.discount,
         generator=noise,
@@ -66,7 +85,7 @@ def fit_evaluation_critic(
         if interrupted():
             return False
         transition = run.replay.sample(config.batch, noise)
-        forecast.step(transition, model=agent.model, actor=agent.actor, generator=noise)
+        forecast.step(transition, model=model, actor=agent.actor, generator=noise)
     if not all(parameter.isfinite().all() for parameter in forecast.critic.parameters()):
         raise DivergedError(
             f"the evaluation critic is not finite after {updates} updates; look at the task's rewards and observations"

@@ -93,6 +93,10 @@ class TrainingProgress:
         """Leave a line above the bar."""
         self.console.print(line, markup=False, highlight=False)
 
+    def track_settling(self, updates: int) -> Iterator[int]:
+        """Show how the world model settles on the replay while its updates are counted."""
+        return self._track("world model", updates)
+
     def track_rollouts(self, steps: int) -> Iterator[int]:
         """Show the rollouts of the world model, whose returns the evaluation critic is fitted to, while their steps are counted."""
         return self._track("imagined rollouts", steps)

@@ -15,7 +15,7 @@ from dst_core.critic import GenerativeCritic
 from dst_core.critic_learner import CriticLearner
 from dst_core.networks import descend, polyak
 from dst_core.sobolev_loss import sobolev_loss
-from dst_core.targets import TargetSamples, sobolev_target, truncated_target
+from dst_core.targets import TargetSamples, sobolev_target, target_of_law
 from dst_core.world_model import ModelDraw, Transition
 from dst_core.world_models.conditional_vae import ConditionalVae
 
@@ -25,10 +25,12 @@ class UpdateNoise(NamedTuple):
 
     model: Tensor
     """Of the posterior's latents, (B, latent)."""
-    critics: Tensor
-    """Of the critics and of their targets, (E, B, M, noise)."""
+    target: Tensor
+    """Of the target critics, (E, B, M, noise)."""
     steps: Tensor
     """Of the imagined steps, (B, J, latent + S + 1)."""
+    critics: Tensor
+    """Of the critics, (E, B, M, noise): that of the target where both laws are coupled."""
     actor: Tensor
     """(E, B, N, noise)"""
 
@@ -39,12 +41,11 @@ class UpdateNoise(NamedTuple):
         assert isinstance(model, ConditionalVae)
         assert isinstance(learner, CriticLearner)
         critic, samples = learner.critic, learner.samples
-        return cls(
-            model.fit_noise(batch, generator),
-            critic.draw_noise(batch, samples, generator),
-            draw_steps_noise(batch, samples=samples, model=model, generator=generator),
-            critic.draw_noise(batch, samples, generator),
-        )
+        of_model = model.fit_noise(batch, generator)
+        of_target = critic.draw_noise(batch, samples, generator)
+        of_steps = draw_steps_noise(batch, samples=samples, model=model, generator=generator)
+        of_critics = of_target if learner.coupled else critic.draw_noise(batch, samples, generator)
+        return cls(of_model, of_target, of_steps, of_critics, critic.draw_noise(batch, samples, generator))
 
 
 class AlongNoise:
@@ -66,11 +67,11 @@ class AlongNoise:
 
 
 def reference_target(agent: Agent, transition: Transition, noise: UpdateNoise) -> TargetSamples:
-    """Truncated target samples: every sample imagines its own step from its own copy of (s, a)."""
+    """Samples of the target's law: every sample imagines its own step from its own copy of (s, a)."""
     learner, model = agent.critics, agent.model
     assert isinstance(learner, CriticLearner)
     assert isinstance(model, ConditionalVae)
-    members, batch, samples, _ = noise.critics.shape
+    members, batch, samples, _ = noise.target.shape
     of_model = noise.steps.repeat_interleave(RETURNS_PER_STEP, 1)[:, :samples].expand(members, batch, samples, -1)
     target = sobolev_target(
         transition.observation,
@@ -81,9 +82,9 @@ def reference_target(agent: Agent, transition: Transition, noise: UpdateNoise) -
         discount=learner.discount,
         samples=samples,
         blocks=learner.blocks,
-        noise=noise.critics.flatten(1, 2).unsqueeze(2),
+        noise=noise.target.flatten(1, 2).unsqueeze(2),
     )
-    return truncated_target(target, learner.truncate, members=members)
+    return target_of_law(target, law=learner.target_law, share=learner.truncate, members=members)
 
 
 def reference_joint(
@@ -129,7 +130,7 @@ def reference_update(
         bandwidth=learner.bandwidth,
         estimator=learner.estimator,
         blocks=learner.blocks,
-        target_draw=target.draw,
+        target_draw=target.draw if learner.coupled else None,
     )
     descend(learner.optimiser, loss, max_gradient_norm=limit)
     polyak(learner.target_critic, learner.critic, learner.polyak)

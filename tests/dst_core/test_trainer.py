@@ -36,7 +36,11 @@ def test_imagined_rollouts_and_the_fit_that_follows_are_shown(tmp_path: Path, mo
     monkeypatch.setattr(TrainingProgress, "_track", noted)
     assert train(small_run(tmp_path, agent=AgentConfig(hidden=16, samples=3, discount=0.9))) == 0
     horizon = 44  # ln 0.01 / ln 0.9: what lies beyond weighs less than 1 %
-    assert shown == [("imagined rollouts", horizon, horizon), ("evaluation critic", 5, 5)]
+    assert shown == [
+        ("world model", 20, 20),
+        ("imagined rollouts", horizon, horizon),
+        ("evaluation critic", 5, 5),
+    ]
 
 
 def poisoned_at(update: int, parameter: str, monkeypatch: pytest.MonkeyPatch, *, value: float = torch.nan) -> None:
