@@ -11,7 +11,7 @@ from dst_core.critic_bias import Returns, critic_bias
 from dst_core.critic_learner import CriticLearner
 from dst_core.errors import DivergedError
 from dst_core.evaluate import Trajectory, evaluate, evaluation_seeds, torch_policy
-from dst_core.execution import Execution
+from dst_core.execution import Execution, sheltered
 from dst_core.forecast import Forecast
 from dst_core.metrics import Metrics
 from dst_core.model_returns import model_returns
@@ -81,11 +81,12 @@ def fit_evaluation_critic(
     if imagined is None:
         return False
     forecast = Forecast(run.fresh_critic(), imagined, config=config.agent, updates=updates, execution=execution)
-    for _ in progress.track_forecast(updates):
+    for done in progress.track_forecast(updates):
         if interrupted():
             return False
         transition = run.replay.sample(config.batch, noise)
-        forecast.step(transition, model=model, actor=agent.actor, generator=noise)
+        with sheltered(execution.compiled and not done):
+            forecast.step(transition, model=model, actor=agent.actor, generator=noise)
     if not all(parameter.isfinite().all() for parameter in forecast.critic.parameters()):
         raise DivergedError(
             f"the evaluation critic is not finite after {updates} updates; look at the task's rewards and observations"

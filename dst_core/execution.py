@@ -6,6 +6,7 @@ import importlib.util
 import math
 import os
 import shutil
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -72,6 +73,22 @@ class Execution:
 
 
 EAGER = Execution()
+
+
+@contextlib.contextmanager
+def sheltered(compiling: bool) -> Iterator[None]:
+    """Keep Ctrl-C from the compilers that are started inside, if any are; this process sees it afterwards.
+
+    A terminal sends it to every process it runs. A compiler that it ends fails the update, and what was learned until then is lost.
+    """
+    if not compiling:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def can_compile(device: torch.device) -> bool:

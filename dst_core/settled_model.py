@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from dst_core.execution import Execution
+from dst_core.execution import Execution, sheltered
 from dst_core.networks import descend
 from dst_core.replay import Replay
 from dst_core.world_model import LearnedModel
@@ -56,12 +56,13 @@ def settled(
     schedule = torch.optim.lr_scheduler.LinearLR(
         optimiser, start_factor=1.0, end_factor=LAST_LEARNING_RATE_SHARE, total_iters=updates
     )
-    for _ in track(updates):
+    for done in track(updates):
         if interrupted():
             return None
         execution.begin_update()
         copied.project()
-        losses = losses_along(replay.sample(batch, generator), copied.fit_noise(batch, generator))
-        descend(optimiser, torch.stack(list(losses.values())).sum(), max_gradient_norm=max_gradient_norm)
+        with sheltered(execution.compiled and not done):
+            losses = losses_along(replay.sample(batch, generator), copied.fit_noise(batch, generator))
+            descend(optimiser, torch.stack(list(losses.values())).sum(), max_gradient_norm=max_gradient_norm)
         schedule.step()
     return copied

@@ -18,7 +18,7 @@ from dst_core.episode import Environment, NotDeterministicError, Step, episode_s
 from dst_core.errors import DivergedError
 from dst_core.evaluate import evaluate, evaluation_seeds, torch_policy
 from dst_core.evaluation_critic import fit_evaluation_critic
-from dst_core.execution import EAGER, Execution, choose_execution, keep_compiled_code, using_threads
+from dst_core.execution import EAGER, Execution, choose_execution, keep_compiled_code, sheltered, using_threads
 from dst_core.interruption import Interruption
 from dst_core.metrics import Metrics
 from dst_core.model_quality import held_out, model_quality
@@ -262,9 +262,9 @@ class Trainer:
     def _update(self) -> None:
         agent, config = self.run.agent, self.run.config
         for _ in range(config.updates_per_step):
-            self.unread.append(
-                agent.update(self.run.replay.sample(config.batch, self.run.generator), self.run.generator)
-            )
+            transition = self.run.replay.sample(config.batch, self.run.generator)
+            with sheltered(self.progress.updates < self.uncompiled):
+                self.unread.append(agent.update(transition, self.run.generator))
             self.progress.updates += 1
             if self.progress.updates == self.uncompiled:
                 self.progress.compiled()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors import safe_open
@@ -21,6 +22,7 @@ from dst_core.agent_config import AgentConfig
 from dst_core.checkpoint import CHECKPOINT_FILE, CONFIG_FILE, _separate, load_checkpoint, save_checkpoint, write_json
 from dst_core.critic import GenerativeCritic
 from dst_core.errors import DivergedError, TrainingError
+from dst_core.execution import CACHE, can_compile
 from dst_core.metrics import METRICS_FILE
 from dst_core.progress import TrainingProgress
 from dst_core.run import Run, choose_device, load_run
@@ -293,6 +295,32 @@ def test_interruption_saves_and_resume_finishes(tmp_path: Path) -> None:
     assert int(tensors(out)["replay.added"]) < 120
     assert call(main, *arguments(out, *whole, "--resume")) == 0
     assert int(tensors(out)["replay.added"]) == 120
+
+
+@pytest.mark.slow  # compiles everything from nothing
+@pytest.mark.skipif(not can_compile(torch.device("cpu")), reason="no C++ compiler: there is nothing to interrupt")
+def test_ctrl_c_on_a_terminal_while_parts_are_compiled_saves_too(tmp_path: Path) -> None:
+    out, empty = tmp_path / "run", {name: str(tmp_path) for name in ("TMPDIR", "XDG_CACHE_HOME")}
+    environment = {name: value for name, value in os.environ.items() if name != CACHE} | empty
+    process = subprocess.Popen(
+        command(out, "--steps", "5000"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+    compilers = psutil.Process(process.pid)
+    deadline = time.monotonic() + 120
+    while not any(child.name() == "cc1plus" for child in compilers.children(recursive=True)):
+        assert time.monotonic() < deadline, "no compiler was started"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # what a terminal does
+    rest, _ = process.communicate(timeout=300)
+    assert process.returncode == 130, rest
+    assert "and saved" in rest
+    assert "Traceback" not in rest
+    assert int(tensors(out)["replay.added"]) < 5000
 
 
 @pytest.mark.parametrize(("first", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
