@@ -8,7 +8,6 @@ from dst_core.actor import Risk
 from dst_core.critic import NoiseEntry
 from dst_core.mmd import Estimator, Kernel
 from dst_core.sobolev_loss import Distance
-from dst_core.targets import TargetLaw
 
 Algorithm = Literal["dst", "td3", "tqc", "mage", "iqn", "mmd"]
 WorldModel = Literal["cvae", "ensemble", "flow", "hybrid", "simulator"]
@@ -37,10 +36,8 @@ class AgentConfig:
     """Return samples per state-action pair, predicted (N) and per target critic (M), of dst, mmd and iqn (DST)."""
     quantiles: int = 25
     """Quantiles per critic of tqc (TQC)."""
-    target_law: TargetLaw = "lesser"
-    """Target law of dst, mmd and iqn: that of the critic with the lesser mean (DSAC-T), or pooled, all critics' truncated (TQC, DST)."""
     truncate: float = 0.1
-    """Share of the largest target samples dropped against overestimation, in [0, 1), where laws are pooled: tqc always (TQC, DST)."""
+    """Share of the largest target samples dropped against overestimation, in [0, 1), by dst, mmd, iqn and tqc (TQC, DST)."""
     sobolev: Sobolev = "action"
     """Gradients of the return that dst learns beside it: none, action (DST), state, or full, both (named by DST as open)."""
     distance: Distance = "mmd"

@@ -70,7 +70,6 @@ def make_learner(
             return CriticLearner(
                 generative_critic(config, **scales),
                 samples=config.samples,
-                target_law=config.target_law,
                 truncate=config.truncate,
                 blocks=config.blocks,
                 distance=config.distance,
@@ -84,7 +83,6 @@ def make_learner(
             return MmdLearner(
                 generative_critic(config, **scales),
                 samples=config.samples,
-                target_law=config.target_law,
                 truncate=config.truncate,
                 kernel=config.kernel,
                 bandwidth=config.bandwidth,
@@ -112,7 +110,6 @@ def make_learner(
                 hidden=config.hidden,
                 members=config.critics,
                 samples=config.samples,
-                target_law=config.target_law,
                 truncate=config.truncate,
                 **common,
             )

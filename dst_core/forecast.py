@@ -53,7 +53,6 @@ class Forecast:
             critic,
             discount=config.discount,
             samples=config.samples,
-            target_law="pooled",
             truncate=0.0,
             blocks=config.blocks,
             distance=config.distance,

@@ -7,7 +7,7 @@ from dst_core.actor import Actor
 from dst_core.baselines.quantile_regression import quantile_huber_loss
 from dst_core.baselines.replay_learner import ReplayLearner, pooled
 from dst_core.networks import ActionScale, EnsembleLinear, Standardiser
-from dst_core.targets import TargetLaw, target_of_law
+from dst_core.targets import truncate
 from dst_core.world_model import Transition
 
 COSINES = 64
@@ -58,7 +58,7 @@ class ImplicitQuantileCritic(nn.Module):
 
 
 class IqnLearner(ReplayLearner[ImplicitQuantileCritic]):
-    """Implicit quantiles at random fractions towards the target critics' law."""
+    """Implicit quantiles at random fractions towards the target critics' pooled samples without the largest."""
 
     def __init__(
         self,
@@ -68,7 +68,6 @@ class IqnLearner(ReplayLearner[ImplicitQuantileCritic]):
         hidden: int,
         members: int,
         samples: int,
-        target_law: TargetLaw,
         truncate: float,
         discount: float,
         polyak: float,
@@ -83,7 +82,6 @@ class IqnLearner(ReplayLearner[ImplicitQuantileCritic]):
             max_gradient_norm=max_gradient_norm,
         )
         self.samples = samples
-        self.target_law: TargetLaw = target_law
         self.truncate = truncate
 
     def returns(self, observation: Tensor, action: Tensor, generator: torch.Generator) -> Tensor:
@@ -93,16 +91,13 @@ class IqnLearner(ReplayLearner[ImplicitQuantileCritic]):
         return samples
 
     def loss(self, transition: Transition, *, actor: Actor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Quantile Huber loss averaged over the batch and summed over the critics, (), and the target (B, K)."""
+        """Quantile Huber loss averaged over the batch and summed over the critics, (), and the kept target (B, K)."""
         batch = len(transition.reward)
         with torch.no_grad():
             following = transition.next_observation
             drawn = self.critic.draw_fractions(batch, self.samples, generator)
             future = pooled(self.target_critic(following, actor(following), drawn))
-            samples = self.bootstrapped(transition, future).unsqueeze(-1)
-            target = target_of_law(
-                samples, law=self.target_law, share=self.truncate, members=self.critic.members
-            ).joint.squeeze(-1)
+            target = truncate(self.bootstrapped(transition, future).unsqueeze(-1), self.truncate).squeeze(-1)
         scale = self.critic.return_scale
         fractions = self.critic.draw_fractions(batch, self.samples, generator)
         predicted = self.critic(transition.observation, transition.action, fractions) / scale

@@ -14,19 +14,18 @@ from dst_core.baselines.replay_learner import ReplayLearner, pooled
 from dst_core.critic import GenerativeCritic
 from dst_core.mmd import Estimator, Kernel, mmd2
 from dst_core.sobolev_loss import JointScale
-from dst_core.targets import TargetLaw, target_of_law
+from dst_core.targets import truncate
 from dst_core.world_model import Transition
 
 
 class MmdLearner(ReplayLearner[GenerativeCritic]):
-    """Generative critics towards the target critics' law, by squared MMD of the return."""
+    """Generative critics towards the target critics' pooled samples without the largest, by squared MMD of the return."""
 
     def __init__(
         self,
         critic: GenerativeCritic,
         *,
         samples: int,
-        target_law: TargetLaw,
         truncate: float,
         kernel: Kernel,
         bandwidth: float,
@@ -45,7 +44,6 @@ class MmdLearner(ReplayLearner[GenerativeCritic]):
         )
         self.scale = JointScale(1).to(critic.return_scale.device)
         self.samples = samples
-        self.target_law: TargetLaw = target_law
         self.truncate = truncate
         self.kernel: Kernel = kernel
         self.bandwidth = bandwidth
@@ -59,14 +57,13 @@ class MmdLearner(ReplayLearner[GenerativeCritic]):
         return samples
 
     def loss(self, transition: Transition, *, actor: Actor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Squared MMD averaged over the batch and summed over the critics, (), and the target (B, K)."""
+        """Squared MMD averaged over the batch and summed over the critics, (), and the kept target (B, K)."""
         batch = len(transition.reward)
         with torch.no_grad():
             following = transition.next_observation
             noise = self.critic.draw_noise(batch, self.samples, generator)
             future = pooled(self.target_critic(following, actor(following), noise))
-            samples = self.bootstrapped(transition, future).unsqueeze(-1)
-            target = target_of_law(samples, law=self.target_law, share=self.truncate, members=self.critic.members).joint
+            target = truncate(self.bootstrapped(transition, future).unsqueeze(-1), self.truncate)
         self.scale.update(target)
         predicted = self.returns(transition.observation, transition.action, generator).unsqueeze(-1)
         distance = mmd2(

@@ -71,5 +71,5 @@ class ReplayLearner(nn.Module, Generic[C]):
 
 
 def pooled(samples: Tensor) -> Tensor:
-    """Samples of E critics, (E, B, M), as one set for each row, (B, M * E), sample m of all critics side by side."""
-    return samples.permute(1, 2, 0).flatten(1)
+    """Samples of E critics, (E, B, M), as one set for each row, (B, E * M)."""
+    return samples.transpose(0, 1).flatten(1)

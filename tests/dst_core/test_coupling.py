@@ -12,9 +12,8 @@ from tests.dst_core.test_reference import agent_and_transition
 @pytest.mark.parametrize(
     ("choices", "coupled"),
     [
-        ({}, True),
-        ({"target_law": "pooled", "truncate": 0.0}, True),
-        ({"target_law": "pooled", "truncate": 0.1}, False),
+        ({"truncate": 0.0}, True),
+        ({"truncate": 0.1}, False),
     ],
     ids=str,
 )

@@ -81,7 +81,7 @@ def test_fresh_critic_reaches_the_return_of_a_long_horizon() -> None:
 
 
 def test_training_critics_truncation_and_biased_estimator_do_not_reach_the_law() -> None:
-    config = AgentConfig(discount=0.8, samples=4, target_law="pooled", truncate=0.5, estimator="biased")
+    config = AgentConfig(discount=0.8, samples=4, truncate=0.5, estimator="biased")
     returns = fitted(AboutOneAStep(1.0), config=config, return_scale=5.0, updates=800)
     assert float(returns.mean()) == pytest.approx(5, abs=0.15)
     assert float(returns.std(1).mean()) == pytest.approx(1 / math.sqrt(1 - 0.8**2), rel=0.12)

@@ -91,7 +91,6 @@ def fitted_critic(
         critic,
         discount=problem.discount,
         samples=samples,
-        target_law="pooled",
         truncate=0.0,
         blocks=BLOCKS[choice.sobolev],
         distance=choice.distance,

@@ -20,9 +20,7 @@ from tests.dst_core.baselines.learning import (
 
 def learner(*, truncate: float = 0.0) -> IqnLearner:
     torch.manual_seed(0)
-    return IqnLearner(
-        **networks(), **temporal_difference(), members=2, samples=10, target_law="pooled", truncate=truncate
-    )
+    return IqnLearner(**networks(), **temporal_difference(), members=2, samples=10, truncate=truncate)
 
 
 def generator() -> torch.Generator:

@@ -23,7 +23,6 @@ def learner(*, truncate: float = 0.0) -> MmdLearner:
         LayerTwoNoiseCritic(**networks(), noise_size=8, members=2),
         **temporal_difference(),
         samples=10,
-        target_law="pooled",
         truncate=truncate,
         kernel="multiquadric",
         bandwidth=100.0,
