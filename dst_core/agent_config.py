@@ -8,6 +8,7 @@ from dst_core.actor import Risk
 from dst_core.critic import NoiseEntry
 from dst_core.mmd import Estimator, Kernel
 from dst_core.sobolev_loss import Distance
+from dst_core.targets import TargetLaw
 
 Algorithm = Literal["dst", "td3", "tqc", "mage", "iqn", "mmd"]
 WorldModel = Literal["cvae", "ensemble", "flow", "hybrid", "simulator"]
@@ -36,8 +37,10 @@ class AgentConfig:
     """Return samples per state-action pair, predicted (N) and per target critic (M), of dst, mmd and iqn (DST)."""
     quantiles: int = 25
     """Quantiles per critic of tqc (TQC)."""
+    target_law: TargetLaw = "pooled"
+    """Target law of dst: all critics' pooled, truncated (TQC, DST), or lesser, that of the critic with the lesser mean (DSAC-T)."""
     truncate: float = 0.1
-    """Share of the largest target samples dropped against overestimation, in [0, 1), by dst, mmd, iqn and tqc (TQC, DST)."""
+    """Share of the largest of pooled target samples dropped against overestimation, in [0, 1), by dst, mmd, iqn and tqc (TQC, DST)."""
     sobolev: Sobolev = "action"
     """Gradients of the return that dst learns beside it: none, action (DST), state, or full, both (named by DST as open)."""
     distance: Distance = "mmd"

@@ -4,7 +4,7 @@ Same law and same gradients as `sobolev_target`, which differentiates copies of 
 
 - J steps are imagined per transition and shared by the target critics, K return samples each: M = J K samples per critic. The target
   enters the squared MMD linearly, so its gradient stays unbiased; samples that share a step are dependent, as those of a real
-  transition are. (Truncation drops the largest of this set.)
+  transition are. (Truncation drops the largest of this set, the lesser law is chosen by it.)
 - Whatever depends on (s, a) alone runs once per transition, whatever depends on (s', a') alone once per imagined step.
 - Nothing here needs autograd, so all of it compiles.
 """
@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from dst_core.actor import Actor
 from dst_core.critic import GenerativeCritic
-from dst_core.targets import return_range
+from dst_core.targets import TargetLaw, TargetSamples, lesser_member, of_member, return_range, target_of_law
 from dst_core.world_models.conditional_vae import ConditionalVae
 
 RETURNS_PER_STEP = 2
@@ -46,8 +46,10 @@ def closed_form_target(
     critic: GenerativeCritic,
     discount: float,
     blocks: Sequence[str],
-) -> Tensor:
-    """Target samples for replayed state-action pairs.
+    law: TargetLaw,
+    share: float,
+) -> TargetSamples:
+    """Samples of the target's law for replayed state-action pairs.
 
     Args:
         observation: (B, S).
@@ -59,9 +61,11 @@ def closed_form_target(
         critic: the target critics, E of them.
         discount: per step.
         blocks: gradients stacked below the return, of "action" and "state" in this order.
+        law: which critics' samples make the target.
+        share: of the largest that are dropped where laws are pooled.
 
     Returns:
-        (B, M * E, 1 + D), columns as `sobolev_target` gives them.
+        What `target_of_law` makes of samples whose columns are as `sobolev_target` gives them.
     """
     draw, pull_back = model.imagine(observation, action, steps_noise, blocks=blocks)
     (members, batch, samples, _), steps = noise.shape, steps_noise.shape[1]
@@ -69,17 +73,26 @@ def closed_form_target(
     following = draw.next_observation.flatten(0, 1)
     next_action, to_following = actor.linearised(following)
     of_steps = of_steps.view(members, batch * steps, RETURNS_PER_STEP, -1)
-    columns = critic.joint_columns(following, next_action, of_steps, blocks=("state", "action"))
-    future, by_following, by_action = (
-        columns.permute(1, 2, 0, 3).flatten(1, 2).tensor_split([1, 1 + following.shape[-1]], -1)
-    )
-    shape = (batch, steps, RETURNS_PER_STEP * members)
-    future = future.view(shape)
+    columns = critic.joint_columns(following, next_action, of_steps, blocks=("state", "action") if blocks else ())
+    columns = columns.view(members, batch, -1, columns.shape[-1]).permute(1, 2, 0, 3)
     remaining = discount * (1 - draw.termination).unsqueeze(-1)
-    y = draw.reward.unsqueeze(-1) + remaining * future
-    y = y.clamp(*return_range(model.reward_range, discount)).unsqueeze(-1)
+
+    def backed_up(future: Tensor) -> Tensor:
+        y = draw.reward.unsqueeze(-1) + remaining * future.reshape(batch, steps, -1)
+        return y.clamp(*return_range(model.reward_range, discount)).view_as(future)
+
+    if law == "lesser":  # before anything is drawn back through actor and model, which would be for nothing
+        chosen = lesser_member(backed_up(columns[..., 0])[:, :samples])
+        columns, members = of_member(columns, chosen).unsqueeze(2), 1
+    shape = (batch, steps, RETURNS_PER_STEP * members)
+    future, by_following, by_action = columns.reshape(batch * steps, -1, columns.shape[-1]).tensor_split(
+        [1, 1 + following.shape[-1]], -1
+    )
+    future = future.view(shape)
+    y = backed_up(future).unsqueeze(-1)
     if blocks:
         by_following = (by_following + to_following(by_action)).view(*shape, -1)
         gradients = pull_back(remaining.unsqueeze(-1) * by_following, torch.ones_like(future), -discount * future)
         y = torch.cat([y, gradients], -1)
-    return y.to(observation.dtype).flatten(1, 2)[:, : samples * members]
+    joint = y.to(observation.dtype).flatten(1, 2)[:, : samples * members]
+    return target_of_law(joint, law=law, share=share, members=members)

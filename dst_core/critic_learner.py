@@ -10,7 +10,7 @@ from dst_core.execution import EAGER, Execution
 from dst_core.mmd import Estimator, Kernel
 from dst_core.networks import descend, polyak, target_of
 from dst_core.sobolev_loss import Distance, JointScale, sobolev_loss
-from dst_core.targets import TargetSamples, sobolev_target, truncated_target
+from dst_core.targets import TargetLaw, TargetSamples, is_coupled, sobolev_target, target_of_law
 from dst_core.world_model import StepModel, Transition
 from dst_core.world_models.conditional_vae import ConditionalVae
 
@@ -18,8 +18,7 @@ from dst_core.world_models.conditional_vae import ConditionalVae
 class CriticLearner(nn.Module):
     """DST's critics, their target network, the scale of the joint vector and the optimiser.
 
-    Both laws of an update, the critics' and the target's, are drawn along the same noise, but where truncation drops samples: which ones
-    hangs on all noise of the target, and critics compared along the same noise then widen their law without end.
+    Both laws of an update, the critics' and the target's, are drawn along the same noise where `is_coupled` says so.
     """
 
     uses_model = True
@@ -30,6 +29,7 @@ class CriticLearner(nn.Module):
         *,
         discount: float,
         samples: int,
+        target_law: TargetLaw,
         truncate: float,
         blocks: tuple[str, ...],
         distance: Distance,
@@ -49,8 +49,9 @@ class CriticLearner(nn.Module):
         self.optimiser = torch.optim.Adam(critic.parameters(), lr=learning_rate, fused=True)
         self.discount = discount
         self.samples = samples
+        self.target_law: TargetLaw = target_law
         self.truncate = truncate
-        self.coupled = not truncate
+        self.coupled = is_coupled(target_law, truncate)
         self.blocks = blocks
         self.distance: Distance = distance
         self.kernel: Kernel = kernel
@@ -73,7 +74,7 @@ class CriticLearner(nn.Module):
     def target(
         self, transition: Transition, noise: Tensor, *, model: StepModel, actor: Actor, generator: torch.Generator
     ) -> TargetSamples:
-        """Truncated samples of the Sobolev Bellman target along noise (E, B, M, noise) of the target critics; arguments as `step`.
+        """Samples of the Sobolev Bellman target's law along noise (E, B, M, noise) of the target critics; arguments as `step`.
 
         In closed form where model and actor have one; otherwise by autograd.
         """
@@ -101,7 +102,7 @@ class CriticLearner(nn.Module):
             noise=noise.flatten(1, 2).unsqueeze(2),
             generator=generator,
         )
-        return truncated_target(samples, self.truncate, members=self.critic.members)
+        return target_of_law(samples, law=self.target_law, share=self.truncate, members=self.critic.members)
 
     def target_along(
         self,
@@ -113,8 +114,8 @@ class CriticLearner(nn.Module):
         model: ConditionalVae,
         actor: Actor,
     ) -> TargetSamples:
-        """Truncated samples of the target in closed form along the noise of imagined steps and of target critics."""
-        samples = closed_form_target(
+        """Samples of the target's law in closed form along the noise of imagined steps and of target critics."""
+        return closed_form_target(
             observation,
             action,
             steps_noise=steps_noise,
@@ -124,8 +125,9 @@ class CriticLearner(nn.Module):
             critic=self.target_critic,
             discount=self.discount,
             blocks=self.blocks,
+            law=self.target_law,
+            share=self.truncate,
         )
-        return truncated_target(samples, self.truncate, members=self.critic.members)
 
     def loss_along(self, observation: Tensor, action: Tensor, target: TargetSamples, noise: Tensor) -> Tensor:
         """Distance of the critics' law along noise (E, B, M, noise) to the target, () in standardised units.

@@ -53,6 +53,7 @@ class Forecast:
             critic,
             discount=config.discount,
             samples=config.samples,
+            target_law="pooled",
             truncate=0.0,
             blocks=config.blocks,
             distance=config.distance,

@@ -15,7 +15,7 @@ from dst_core.critic import GenerativeCritic
 from dst_core.critic_learner import CriticLearner
 from dst_core.networks import descend, polyak
 from dst_core.sobolev_loss import sobolev_loss
-from dst_core.targets import TargetSamples, sobolev_target, truncated_target
+from dst_core.targets import TargetSamples, sobolev_target, target_of_law
 from dst_core.world_model import ModelDraw, Transition
 from dst_core.world_models.conditional_vae import ConditionalVae
 
@@ -67,7 +67,7 @@ class AlongNoise:
 
 
 def reference_target(agent: Agent, transition: Transition, noise: UpdateNoise) -> TargetSamples:
-    """Truncated target samples: every sample imagines its own step from its own copy of (s, a)."""
+    """Samples of the target's law: every sample imagines its own step from its own copy of (s, a)."""
     learner, model = agent.critics, agent.model
     assert isinstance(learner, CriticLearner)
     assert isinstance(model, ConditionalVae)
@@ -84,7 +84,7 @@ def reference_target(agent: Agent, transition: Transition, noise: UpdateNoise) -
         blocks=learner.blocks,
         noise=noise.target.flatten(1, 2).unsqueeze(2),
     )
-    return truncated_target(target, learner.truncate, members=members)
+    return target_of_law(target, law=learner.target_law, share=learner.truncate, members=members)
 
 
 def reference_joint(

@@ -1,7 +1,7 @@
 """The Sobolev Bellman target: samples of [y; dy/da (; dy/ds)] through the world model, and their truncation."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +9,8 @@ from torch.autograd.graph import Node, get_gradient_edge
 
 from dst_core.critic import GenerativeCritic
 from dst_core.world_model import StepModel
+
+TargetLaw = Literal["lesser", "pooled"]
 
 
 class TargetSamples(NamedTuple):
@@ -18,6 +20,15 @@ class TargetSamples(NamedTuple):
     """(B, K, D), columns as `sobolev_target` gives them."""
     draw: Tensor
     """(B, K), integers below M."""
+
+
+def is_coupled(law: TargetLaw, share: float) -> bool:
+    """Whether critics may be compared with this target along the noise that drove it.
+
+    Not where samples are dropped: which ones then hangs on all noise of the target, and the critics' law, compared along the same noise,
+    widens without end over a long horizon.
+    """
+    return law == "lesser" or not share
 
 
 def sobolev_target(
@@ -150,10 +161,44 @@ def kept(samples: Tensor, share: float) -> Tensor:
     return samples[..., 0].topk(count - dropped, dim=1, largest=False).indices.sort(1).values
 
 
+def lesser(samples: Tensor, *, members: int) -> Tensor:
+    """The samples of the critic whose mean return is the lesser, (B, M, D) of those of all, (B, M * E, D) as `sobolev_target` gives them.
+
+    The minimum of twin critics (Fujimoto et al., ICML 2018) for whole laws, as in DSAC-T (Duan et al., 2023): unlike truncation it takes
+    off what critics disagree about, and leaves what is uncertain about the return itself as it is.
+    """
+    by_member = samples.view(len(samples), -1, members, samples.shape[-1])
+    return of_member(by_member, lesser_member(by_member[..., 0]))
+
+
+def lesser_member(returns: Tensor) -> Tensor:
+    """Which critic's returns, (B, M, E), have the lesser mean: (B,)."""
+    return returns.mean(1).argmin(-1)
+
+
+def of_member(rows: Tensor, chosen: Tensor) -> Tensor:
+    """For every row the chosen critic's part, (B, M, D) of (B, M, E, D)."""
+    index = chosen.view(-1, 1, 1, 1).expand(len(rows), rows.shape[1], 1, rows.shape[-1])
+    return rows.gather(2, index).squeeze(2)
+
+
+def lesser_target(samples: Tensor, *, members: int) -> TargetSamples:
+    """What `lesser` keeps, sample m made along draw m."""
+    joint = lesser(samples, members=members)
+    return TargetSamples(joint, torch.arange(joint.shape[1], device=joint.device).expand(joint.shape[:2]))
+
+
 def truncated_target(samples: Tensor, share: float, *, members: int) -> TargetSamples:
     """What `truncate` keeps of the samples of this many critics, (B, M * E, D) as `sobolev_target` gives them."""
     order = kept(samples, share)
     return TargetSamples(_taken(samples, order), order.div(members, rounding_mode="floor"))
+
+
+def target_of_law(samples: Tensor, *, law: TargetLaw, share: float, members: int) -> TargetSamples:
+    """The target that `law` makes of the samples of all critics, (B, M * E, D): `lesser_target`, or `truncated_target` by `share`."""
+    if law == "lesser":
+        return lesser_target(samples, members=members)
+    return truncated_target(samples, share, members=members)
 
 
 def _taken(samples: Tensor, index: Tensor) -> Tensor:

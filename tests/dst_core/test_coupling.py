@@ -12,6 +12,7 @@ from tests.dst_core.test_reference import agent_and_transition
 @pytest.mark.parametrize(
     ("choices", "coupled"),
     [
+        ({"target_law": "lesser"}, True),
         ({"truncate": 0.0}, True),
         ({"truncate": 0.1}, False),
     ],

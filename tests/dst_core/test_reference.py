@@ -25,6 +25,8 @@ CHOICES = [
     {"distance": "max-sliced-mmd", "samples": 8},
     {"samples": 5, "truncate": 0.25, "risk": "cvar"},
     {"samples": 5, "truncate": 0.0},
+    {"target_law": "lesser"},
+    {"target_law": "lesser", "samples": 7, "critics": 3, "sobolev": "full"},
     {"sobolev": "full", "critic_noise": "input", "samples": 12, "critics": 3, "kernel": "gaussian", "bandwidth": 1.0},
 ]
 
@@ -83,7 +85,7 @@ def test_target_in_closed_form_equals_that_of_autograd(choices: dict[str, object
 
 @pytest.mark.parametrize("sobolev", ["none", "full"])
 def test_targets_are_held_within_the_returns_that_rewards_allow_in_either_form(sobolev: str) -> None:
-    agent, transition = agent_and_transition(sobolev=sobolev, truncate=0.0)
+    agent, transition = agent_and_transition(sobolev=sobolev, target_law="pooled", truncate=0.0)
     agent.critics.target_critic.return_scale.fill_(1e5)
     fast, slow = both_targets(agent, transition)
     low, high = return_range(agent.model.reward_range, agent.config.discount)

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from dst_core.critic import GenerativeCritic, LayerTwoNoiseCritic
 from dst_core.networks import ActionScale, Standardiser
-from dst_core.targets import sobolev_target, truncate, truncated_target
+from dst_core.targets import lesser, lesser_target, sobolev_target, truncate, truncated_target
 from dst_core.world_model import ModelDraw
 
 
@@ -152,6 +152,40 @@ def test_every_kept_sample_names_the_draw_that_made_it(critic: GenerativeCritic,
             made_by = {tuple(sample.tolist()) for sample in kept.joint[row][kept.draw[row] == draw]}
             assert made_by <= changed
             assert not {tuple(sample.tolist()) for sample in kept.joint[row][kept.draw[row] != draw]} & changed
+
+
+def test_lesser_law_is_that_of_the_critic_with_the_lesser_mean_whole_and_row_by_row() -> None:
+    samples = torch.randn(7, 5, 3, 4, generator=torch.Generator().manual_seed(7))  # row, draw, critic, column
+    kept = lesser(samples.flatten(1, 2), members=3)
+    for row in range(7):
+        means = [sum(samples[row, :, critic, 0].tolist()) for critic in range(3)]
+        assert torch.equal(kept[row], samples[row, :, means.index(min(means))])
+
+
+def test_lesser_law_takes_off_what_critics_disagree_about_and_leaves_the_spread_of_the_return_alone() -> None:
+    noise = torch.randn(400, 200, 2, 1, generator=torch.Generator().manual_seed(8))
+    apart = torch.tensor([0.0, 3.0])[:, None]
+
+    def means(spread: float, disagreement: float) -> tuple[float, float]:
+        both = (spread * noise + disagreement * apart).flatten(1, 2)
+        return float(lesser(both, members=2).mean()), float(truncate(both, 0.2).mean())
+
+    narrow, wide = means(1.0, 1.0), means(4.0, 1.0)
+    assert narrow[0] == pytest.approx(0, abs=0.02)
+    assert wide[0] == pytest.approx(0, abs=0.08)
+    assert wide[1] < narrow[1] - 0.5, "truncation takes the spread for error"
+
+
+def test_every_sample_of_the_lesser_law_names_the_draw_that_made_it(critic: GenerativeCritic) -> None:
+    noise = critic.draw_noise(3, 3, torch.Generator().manual_seed(6))
+    target_of = lesser_target(target(critic, OBSERVATION, ACTION, noise=noise.flatten(1, 2).unsqueeze(2)), members=2)
+    for draw in range(3):
+        alone = noise[:, :, draw : draw + 1].expand(-1, -1, 3, -1)
+        whole = target(critic, OBSERVATION, ACTION, noise=alone.flatten(1, 2).unsqueeze(2))
+        named = target_of.joint[target_of.draw == draw]
+        assert len(named) == 3
+        for row, sample in enumerate(named):
+            assert bool((whole[row] == sample).all(-1).any())
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0])
