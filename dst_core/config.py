@@ -57,8 +57,7 @@ class TrainConfig:
     checkpoint_every: int = 5000
     """Steps between checkpoints; Ctrl-C saves one too."""
     forecast_updates: int = 2000
-    """Updates of the evaluation critic, fitted without truncation to the finished actor: the law that is exported. The world model it is
-    fitted through settles on the replay first, in four times as many."""
+    """Updates of the evaluation critic, fitted without truncation to the finished actor: the law that is exported."""
     agent: AgentConfig = field(default_factory=AgentConfig)
     """The method's own choices."""
 

@@ -33,6 +33,7 @@ UNUSUAL = {
     "critics": 3,
     "samples": 5,
     "quantiles": 7,
+    "target_law": "lesser",
     "truncate": 0.2,
     "sobolev": "full",
     "distance": "max-sliced-mmd",
@@ -71,7 +72,7 @@ def unusual(algorithm: Algorithm, **changes: object) -> AgentConfig:
 @pytest.mark.parametrize(
     ("algorithm", "kind", "taken", "law"),
     [
-        ("dst", CriticLearner, OF_MMD | {"blocks", "distance", "gradient_weight"}, (3, 5)),
+        ("dst", CriticLearner, OF_MMD | {"target_law", "blocks", "distance", "gradient_weight"}, (3, 5)),
         ("mmd", MmdLearner, OF_MMD, (3, 5)),
         ("td3", Td3Learner, set(), (1, 1)),
         ("mage", MageLearner, {"gradient_penalty"}, (1, 1)),
@@ -140,7 +141,7 @@ def test_hybrid_world_model_is_a_conditional_vae_about_mujocos_step() -> None:
 
 def test_target_through_a_simulator_is_truncated_as_the_one_in_closed_form_is() -> None:
     torch.manual_seed(0)
-    config = unusual("dst", world_model="simulator")
+    config = unusual("dst", world_model="simulator", target_law="pooled")
     model, parts = world_model("simulator"), scales()
     learner = make_learner(config, **parts, policy=lambda observation: observation)
     actor = Actor(**parts, hidden=8)
