@@ -18,13 +18,12 @@ from dst_core.critic import GenerativeCritic
 from dst_core.critic_learner import CriticLearner
 from dst_core.execution import EAGER, Execution
 from dst_core.model_returns import ModelReturns
-from dst_core.networks import descend, polyak
+from dst_core.networks import descend, polyak, settling
 from dst_core.sobolev_loss import sobolev_loss
 from dst_core.world_model import StepModel, Transition
 
 POLYAK = 0.1
 LEARNING_RATE = 1e-2
-LAST_LEARNING_RATE_SHARE = 0.01
 
 
 class Forecast:
@@ -66,9 +65,7 @@ class Forecast:
             max_gradient_norm=config.max_gradient_norm,
         )
         self._learner.prepare(execution)
-        self._schedule = torch.optim.lr_scheduler.LinearLR(
-            self._learner.optimiser, start_factor=1.0, end_factor=LAST_LEARNING_RATE_SHARE, total_iters=updates
-        )
+        self._schedule = settling(self._learner.optimiser, updates)
 
     @property
     def critic(self) -> GenerativeCritic:

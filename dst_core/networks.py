@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 M = TypeVar("M", bound=nn.Module)
+LAST_LEARNING_RATE_SHARE = 0.01
 
 
 class Standardiser(nn.Module):
@@ -195,6 +196,13 @@ def target_of(network: M) -> M:
 def polyak(target: nn.Module, source: nn.Module, rate: float) -> None:
     """Move the target's parameters by `rate` towards the source's."""
     torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
+
+
+def settling(optimiser: torch.optim.Optimizer, updates: int) -> torch.optim.lr_scheduler.LinearLR:
+    """A step size that falls in a straight line to `LAST_LEARNING_RATE_SHARE` of itself, over so many updates."""
+    return torch.optim.lr_scheduler.LinearLR(
+        optimiser, start_factor=1.0, end_factor=LAST_LEARNING_RATE_SHARE, total_iters=updates
+    )
 
 
 def descend(optimiser: torch.optim.Optimizer, loss: Tensor, *, max_gradient_norm: float) -> None:

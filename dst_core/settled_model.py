@@ -10,12 +10,10 @@ from collections.abc import Callable, Iterable
 import torch
 
 from dst_core.execution import Execution, sheltered
-from dst_core.networks import descend
+from dst_core.networks import descend, settling
 from dst_core.replay import Replay
 from dst_core.world_model import LearnedModel
 from dst_core.world_models.conditional_vae import ConditionalVae
-
-LAST_LEARNING_RATE_SHARE = 0.01
 
 
 def settled(
@@ -53,9 +51,7 @@ def settled(
     if isinstance(copied, ConditionalVae) and copied.has_closed_form:
         losses_along = execution.prepare(losses_along)
     optimiser = torch.optim.Adam(copied.parameters(), lr=learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.LinearLR(
-        optimiser, start_factor=1.0, end_factor=LAST_LEARNING_RATE_SHARE, total_iters=updates
-    )
+    schedule = settling(optimiser, updates)
     for done in track(updates):
         if interrupted():
             return None
