@@ -74,6 +74,8 @@ class AgentConfig:
     """Critic updates per actor update (TD3)."""
     learning_rate: float = 3e-4
     """Adam's step size for actor, critics and world model (TD3, TQC)."""
+    critic_learning_rate: float | None = None
+    """Adam's step size for the critics alone; as learning_rate unless given. Three to ten times that helps where critics lag (DDPG)."""
     max_gradient_norm: float = 10.0
     """Parameter gradients are scaled down to this norm (this project's guard against single bad batches)."""
 
@@ -88,9 +90,10 @@ class AgentConfig:
         require("risk_level", self.risk_level, "be finite and not negative", 0 <= self.risk_level < math.inf)
         for name in ("hidden", "critics", "quantiles", "noise_size", "latent", "actor_delay"):
             require(name, getattr(self, name), "be at least 1", getattr(self, name) >= 1)
-        for name in ("bandwidth", "learning_rate", "max_gradient_norm"):
+        for name in ("bandwidth", "learning_rate", "critic_learning_rate", "max_gradient_norm"):
             value = getattr(self, name)
-            require(name, value, "be positive and finite", value > 0 and math.isfinite(value))
+            if value is not None:
+                require(name, value, "be positive and finite", value > 0 and math.isfinite(value))
         near = self.kernel != "gaussian" or self.bandwidth <= 10
         require(
             "bandwidth",

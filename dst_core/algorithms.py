@@ -62,7 +62,7 @@ def make_learner(
     common = Learning(
         discount=config.discount,
         polyak=config.polyak,
-        learning_rate=config.learning_rate,
+        learning_rate=config.critic_learning_rate or config.learning_rate,
         max_gradient_norm=config.max_gradient_norm,
     )
     match config.algorithm:

@@ -47,6 +47,7 @@ UNUSUAL = {
     "latent": 4,
     "polyak": 0.05,
     "learning_rate": 1e-3,
+    "critic_learning_rate": 2e-3,
     "max_gradient_norm": 4.0,
 }
 """None of them the default."""
@@ -90,7 +91,9 @@ def test_learner_of_an_algorithm_takes_its_choices(
     assert {name for name in choices if hasattr(learner, name)} == OF_ALL | taken
     for name in OF_ALL | taken:
         assert getattr(learner, name) == getattr(config, name), name
-    assert learner.optimiser.param_groups[0]["lr"] == config.learning_rate
+    assert learner.optimiser.param_groups[0]["lr"] == config.critic_learning_rate
+    plain = make_learner(unusual(algorithm, critic_learning_rate=None), **scales(), policy=lambda observation: observation)
+    assert plain.optimiser.param_groups[0]["lr"] == config.learning_rate
     returns = learner.returns(torch.zeros(4, S), torch.zeros(4, A), torch.Generator().manual_seed(0))
     assert returns.shape == (law[0], 4, law[1])
 

@@ -32,6 +32,7 @@ from dst_core.config import TrainConfig
         ({"kernel": "gaussian"}, "bandwidth must be at most 10 for the gaussian kernel"),
         ({"bandwidth": 0.0}, "bandwidth must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"critic_learning_rate": 0.0}, "critic_learning_rate must be positive"),
         ({"discount": 1.0}, "discount"),
         ({"polyak": 0.0}, "polyak"),
         ({"risk": "cvar", "risk_level": 0.0}, "risk_level"),

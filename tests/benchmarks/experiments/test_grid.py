@@ -3,6 +3,7 @@
 import dataclasses
 import shlex
 from pathlib import Path
+from types import UnionType
 from typing import get_args, get_origin
 
 import pytest
@@ -98,7 +99,9 @@ def test_every_flag_that_a_grid_may_set_reaches_the_command(env: str) -> None:
     for name, kind in KINDS.items():
         of = preset.agent if name.startswith(AGENT) else preset
         usual = getattr(of, name.removeprefix(AGENT))
-        if get_origin(kind):
+        if get_origin(kind) is UnionType:
+            others = [0.01, 2.0]
+        elif get_origin(kind):
             others = [choice for choice in get_args(kind) if choice != usual]
         else:
             others = [not usual] if kind is bool else [usual + 1, usual / 2 + 0.01 if kind is float else usual + 2]
