@@ -8,7 +8,7 @@ from dst_core.actor import Risk
 from dst_core.critic import NoiseEntry
 from dst_core.mmd import Estimator, Kernel
 from dst_core.sobolev_loss import Distance
-from dst_core.targets import TargetLaw
+from dst_core.targets import TargetLaw, TargetSteps
 
 Algorithm = Literal["dst", "td3", "tqc", "mage", "iqn", "mmd"]
 WorldModel = Literal["cvae", "ensemble", "flow", "hybrid", "simulator"]
@@ -37,6 +37,8 @@ class AgentConfig:
     """Return samples per state-action pair, predicted (N) and per target critic (M), of dst, mmd and iqn (DST)."""
     quantiles: int = 25
     """Quantiles per critic of tqc (TQC)."""
+    target_steps: TargetSteps = "replayed"
+    """Steps that targets of dst back up: replayed, with derivatives along noise inferred behind them (SVG), or imagined (DST)."""
     target_law: TargetLaw = "pooled"
     """Target law of dst: all critics' pooled, truncated (TQC, DST), or lesser, that of the critic with the lesser mean (DSAC-T)."""
     truncate: float = 0.1

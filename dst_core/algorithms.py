@@ -70,6 +70,7 @@ def make_learner(
             return CriticLearner(
                 generative_critic(config, **scales),
                 samples=config.samples,
+                target_steps=config.target_steps,
                 target_law=config.target_law,
                 truncate=config.truncate,
                 blocks=config.blocks,

@@ -10,8 +10,8 @@ from dst_core.execution import EAGER, Execution
 from dst_core.mmd import Estimator, Kernel
 from dst_core.networks import descend, polyak, target_of
 from dst_core.sobolev_loss import Distance, JointScale, sobolev_loss
-from dst_core.targets import TargetLaw, TargetSamples, is_coupled, sobolev_target, target_of_law
-from dst_core.world_model import StepModel, Transition
+from dst_core.targets import TargetLaw, TargetSamples, TargetSteps, is_coupled, sobolev_target, target_of_law
+from dst_core.world_model import LearnedModel, ReplayedSteps, StepModel, Transition, each_copied
 from dst_core.world_models.conditional_vae import ConditionalVae
 
 
@@ -29,6 +29,7 @@ class CriticLearner(nn.Module):
         *,
         discount: float,
         samples: int,
+        target_steps: TargetSteps,
         target_law: TargetLaw,
         truncate: float,
         blocks: tuple[str, ...],
@@ -49,6 +50,7 @@ class CriticLearner(nn.Module):
         self.optimiser = torch.optim.Adam(critic.parameters(), lr=learning_rate, fused=True)
         self.discount = discount
         self.samples = samples
+        self.target_steps: TargetSteps = target_steps
         self.target_law: TargetLaw = target_law
         self.truncate = truncate
         self.coupled = is_coupled(target_law, truncate)
@@ -76,20 +78,19 @@ class CriticLearner(nn.Module):
     ) -> TargetSamples:
         """Samples of the Sobolev Bellman target's law along noise (E, B, M, noise) of the target critics; arguments as `step`.
 
-        In closed form where model and actor have one; otherwise by autograd.
+        In closed form where model and actor have one; otherwise by autograd. A model that is not learned imagines: it has nothing wrong.
         """
         if isinstance(model, ConditionalVae) and model.has_closed_form and isinstance(actor, Actor):
             steps_noise = draw_steps_noise(
-                len(transition.reward), samples=self.samples, model=model, generator=generator
-            )
-            return self._closed_form_target(
-                transition.observation,
-                transition.action,
-                steps_noise=steps_noise,
-                noise=noise,
+                len(transition.reward),
+                steps=self.target_steps,
+                samples=self.samples,
                 model=model,
-                actor=actor,
+                generator=generator,
             )
+            return self._closed_form_target(transition, steps_noise=steps_noise, noise=noise, model=model, actor=actor)
+        if isinstance(model, LearnedModel) and self.target_steps == "replayed":
+            model = ReplayedSteps(model, each_copied(transition, noise.shape[:3]))
         samples = sobolev_target(
             transition.observation,
             transition.action,
@@ -106,18 +107,17 @@ class CriticLearner(nn.Module):
 
     def target_along(
         self,
-        observation: Tensor,
-        action: Tensor,
+        transition: Transition,
         *,
         steps_noise: Tensor,
         noise: Tensor,
         model: ConditionalVae,
         actor: Actor,
     ) -> TargetSamples:
-        """Samples of the target's law in closed form along the noise of imagined steps and of target critics."""
+        """Samples of the target's law in closed form along the noise of steps and of target critics."""
         return closed_form_target(
-            observation,
-            action,
+            transition,
+            steps=self.target_steps,
             steps_noise=steps_noise,
             noise=noise,
             model=model,
@@ -174,8 +174,8 @@ class CriticLearner(nn.Module):
         """Move both critics one step towards the target through the world model.
 
         Args:
-            transition: replayed, B rows; reward and successor are imagined anew from its observation and action.
-            model: imagines the step.
+            transition: replayed, B rows; where steps are imagined, its reward and successor are drawn anew.
+            model: imagines the step, or infers the noise behind the replayed one.
             actor: the target actor, whose return is learned.
             generator: source of all noise.
 

@@ -52,6 +52,7 @@ class Forecast:
             critic,
             discount=config.discount,
             samples=config.samples,
+            target_steps=config.target_steps,
             target_law="pooled",
             truncate=0.0,
             blocks=config.blocks,

@@ -16,7 +16,7 @@ from dst_core.critic_learner import CriticLearner
 from dst_core.networks import descend, polyak
 from dst_core.sobolev_loss import sobolev_loss
 from dst_core.targets import TargetSamples, sobolev_target, target_of_law
-from dst_core.world_model import ModelDraw, Transition
+from dst_core.world_model import ModelDraw, ReplayedSteps, StepModel, Transition, each_copied
 from dst_core.world_models.conditional_vae import ConditionalVae
 
 
@@ -28,7 +28,7 @@ class UpdateNoise(NamedTuple):
     target: Tensor
     """Of the target critics, (E, B, M, noise)."""
     steps: Tensor
-    """Of the imagined steps, (B, J, latent + S + 1)."""
+    """As `draw_steps_noise` gives it."""
     critics: Tensor
     """Of the critics, (E, B, M, noise): that of the target where both laws are coupled."""
     actor: Tensor
@@ -43,7 +43,9 @@ class UpdateNoise(NamedTuple):
         critic, samples = learner.critic, learner.samples
         of_model = model.fit_noise(batch, generator)
         of_target = critic.draw_noise(batch, samples, generator)
-        of_steps = draw_steps_noise(batch, samples=samples, model=model, generator=generator)
+        of_steps = draw_steps_noise(
+            batch, steps=learner.target_steps, samples=samples, model=model, generator=generator
+        )
         of_critics = of_target if learner.coupled else critic.draw_noise(batch, samples, generator)
         return cls(of_model, of_target, of_steps, of_critics, critic.draw_noise(batch, samples, generator))
 
@@ -66,17 +68,37 @@ class AlongNoise:
         return self.model.step(observation, action, drawn)
 
 
+class ReplayedAlongNoise(ReplayedSteps):
+    """Replayed steps of a conditional VAE along given noise of the posterior's latents, one row (R, latent) each."""
+
+    def __init__(self, model: ConditionalVae, transition: Transition, noise: Tensor) -> None:
+        super().__init__(model, transition)
+        self.redraw_along = model.redraw_along
+        self.noise = noise
+
+    def redraw(self, given: Tensor, outcome: Tensor, generator: torch.Generator | None) -> Tensor:  # noqa: ARG002
+        """Standardised outcomes with their derivatives."""
+        return self.redraw_along(given, outcome, self.noise)
+
+
 def reference_target(agent: Agent, transition: Transition, noise: UpdateNoise) -> TargetSamples:
-    """Samples of the target's law: every sample imagines its own step from its own copy of (s, a)."""
+    """Samples of the target's law: every sample has a step of its own from its own copy of (s, a)."""
     learner, model = agent.critics, agent.model
     assert isinstance(learner, CriticLearner)
     assert isinstance(model, ConditionalVae)
-    members, batch, samples, _ = noise.target.shape
-    of_model = noise.steps.repeat_interleave(RETURNS_PER_STEP, 1)[:, :samples].expand(members, batch, samples, -1)
+    copies = noise.target.shape[:3]
+    members, _, samples = copies
+    steps: StepModel
+    if learner.target_steps == "replayed":
+        of_model = noise.steps[:, None].expand(*copies, -1).flatten(0, 2)
+        steps = ReplayedAlongNoise(model, each_copied(transition, copies), of_model)
+    else:
+        of_model = noise.steps.repeat_interleave(RETURNS_PER_STEP, 1)[:, :samples].expand(*copies, -1)
+        steps = AlongNoise(model, of_model.flatten(0, 2))
     target = sobolev_target(
         transition.observation,
         transition.action,
-        model=AlongNoise(model, of_model.reshape(-1, of_model.shape[-1])),
+        model=steps,
         actor=agent.target_actor,
         critic=learner.target_critic,
         discount=learner.discount,

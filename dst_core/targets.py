@@ -11,6 +11,7 @@ from dst_core.critic import GenerativeCritic
 from dst_core.world_model import StepModel
 
 TargetLaw = Literal["lesser", "pooled"]
+TargetSteps = Literal["replayed", "imagined"]
 
 
 class TargetSamples(NamedTuple):

@@ -44,9 +44,9 @@ delay (whole control periods).
 Sources named below: DST, the paper, Debes and Tuytelaars, arXiv 2601.20071; TD3, Fujimoto et al., arXiv 1802.09477; TQC,
 Kuznetsov et al., arXiv 2005.04269; MAGE, D'Oro and Jaskowski, arXiv 2004.14309; IQN, Dabney et al., arXiv 1806.06923; MMDQ, learning
 return samples by MMD, Nguyen-Tang et al., arXiv 2007.12354, here DST without gradients and model; PETS, Chua et al., arXiv 1805.12114;
-NSF, neural spline flows, Durkan et al., arXiv 1906.04032; DDPG, Lillicrap et al., arXiv 1509.02971; Gretton et al., "A kernel
-two-sample test", JMLR 2012; Rockafellar and Uryasev, "Optimization of conditional value-at-risk", 2000. Values that no source gives
-are this project's.
+NSF, neural spline flows, Durkan et al., arXiv 1906.04032; DDPG, Lillicrap et al., arXiv 1509.02971; SVG, Heess et al.,
+arXiv 1510.09142; Gretton et al., "A kernel two-sample test", JMLR 2012; Rockafellar and Uryasev, "Optimization of conditional
+value-at-risk", 2000. Values that no source gives are this project's.
 
 Long runs of dst compile their updates (--compile): the first one takes up to a minute, later runs load what it made.
 """

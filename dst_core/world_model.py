@@ -29,6 +29,14 @@ class Transition(NamedTuple):
     """(B,) 0 or 1"""
 
 
+def each_copied(transition: Transition, copies: torch.Size) -> Transition:
+    """Every row of B as often as `copies`, (E, B, M), says, in the order in which `sobolev_target` lays its copies out: E * B * M rows."""
+    members, batch, samples = copies
+    return Transition(
+        *(x[None, :, None].expand(members, batch, samples, *x.shape[1:]).flatten(0, 2) for x in transition)
+    )
+
+
 class ModelDraw(NamedTuple):
     """One imagined step for each row."""
 
@@ -95,6 +103,10 @@ class LearnedModel(nn.Module, ABC):
     @abstractmethod
     def draw(self, given: Tensor, generator: torch.Generator | None) -> Tensor:
         """One reparameterised standardised outcome per row of `given`: (R, S + A) to (R, S + 1)."""
+
+    @abstractmethod
+    def redraw(self, given: Tensor, outcome: Tensor, generator: torch.Generator | None) -> Tensor:
+        """`draw` along noise inferred behind outcomes (R, S + 1): these outcomes, with derivatives by `given` (R, S + A)."""
 
     @abstractmethod
     def log_density(self, given: Tensor, outcome: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -189,3 +201,43 @@ class LearnedModel(nn.Module, ABC):
     def _outcome(self, transition: Transition) -> Tensor:
         change = transition.next_observation - self.base(transition.observation, transition.action)
         return torch.cat([change, transition.reward.unsqueeze(-1)], -1)
+
+
+class ReplayedSteps:
+    """Replayed transitions as the steps of a learned model: their values, with the derivatives along noise that the model infers.
+
+    So nothing that the model has wrong enters the values, and what it is asked for is what no replay holds. The inference is that of
+    stochastic value gradients (Heess et al., "Learning continuous control policies by stochastic value gradients", NIPS 2015).
+
+    Args:
+        model: infers and differentiates.
+        transition: R rows.
+    """
+
+    def __init__(self, model: LearnedModel, transition: Transition) -> None:
+        self.model = model
+        self.transition = transition
+
+    @property
+    def reward_range(self) -> tuple[Tensor, Tensor]:
+        """That of the model."""
+        return self.model.reward_range
+
+    def redraw(self, given: Tensor, outcome: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Standardised outcomes with their derivatives."""
+        return self.model.redraw(given, outcome, generator)
+
+    def sample(self, observation: Tensor, action: Tensor, generator: torch.Generator | None = None) -> ModelDraw:
+        """The replayed steps, differentiable in the observation (R, S) and the action (R, A) that they were made from."""
+        model, real = self.model, self.transition
+        _, outcome = model.standardised(real)
+        redrawn = model.outcome.restore(self.redraw(model.given(observation, action), outcome, generator))
+        moved = model.base(observation, action) + redrawn[..., :-1]
+        following = _with_slope(real.next_observation, moved)
+        ends = torch.sigmoid(model.termination(model.observation.standardise(following)).squeeze(-1))
+        return ModelDraw(following, _with_slope(real.reward, redrawn[..., -1]), _with_slope(real.terminated, ends))
+
+
+def _with_slope(value: Tensor, like: Tensor) -> Tensor:
+    """The value with the derivatives of another."""
+    return value + (like - like.detach())

@@ -6,7 +6,7 @@ prior and adds the decoder's own noise; both are reparameterised, so it is diffe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -93,6 +93,23 @@ class ConditionalVae(LearnedModel):
         decoded = self._decoded(given, prior.mean + prior.log_std.exp() * of_latent)
         return decoded.mean + decoded.log_std.exp() * of_outcome
 
+    def redraw(self, given: Tensor, outcome: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Along a latent of the posterior and the output's noise that is left."""
+        return self.redraw_along(given, outcome, self.fit_noise(len(given), generator))
+
+    def redraw_along(self, given: Tensor, outcome: Tensor, noise: Tensor) -> Tensor:
+        """`redraw` along noise of the posterior's latent, (R, latent)."""
+        prior = _gaussian(self.prior(given))
+        latent = self._inferred(given, outcome, noise)
+        of_latent = ((latent - prior.mean) / prior.log_std.exp()).detach()
+        mean = self._decoded(given, prior.mean + prior.log_std.exp() * of_latent).mean
+        return outcome + (mean - mean.detach())
+
+    @torch.no_grad()
+    def _inferred(self, given: Tensor, outcome: Tensor, noise: Tensor) -> Tensor:
+        posterior = self._posterior(given, outcome)
+        return posterior.mean + posterior.log_std.exp() * noise
+
     def imagine(
         self, observation: Tensor, action: Tensor, noise: Tensor, *, blocks: Sequence[str]
     ) -> tuple[ModelDraw, PullBack]:
@@ -109,47 +126,95 @@ class ConditionalVae(LearnedModel):
         Returns:
             The steps, (B, J, ...), and how cotangents of them are drawn back to the inputs.
         """
-        given = self.given(observation, action)
         of_latent, of_outcome = noise.tensor_split([self.latent], -1)
-
-        prior = linearised(self.prior, given)
-        mean, log_std = prior.value.unsqueeze(1).chunk(2, -1)
-        free = _within(log_std, LOG_STD_MIN, LOG_STD_MAX)
-        deviation = log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp() * of_latent
-        trunk, trunk_slope = silu(self.decoder.first(given))
-        second = self.decoder.second(trunk).unsqueeze(1) + self.decoder.latent_in(mean + deviation)
-        hidden, slope = silu(second)
-        drawn = self.decoder.head(hidden) + self.output_log_std.exp() * of_outcome
-
-        raw = self.outcome.restore(drawn)
+        decoded, to_inputs = self._linearised(
+            self.given(observation, action), lambda mean, std: mean + std * of_latent, blocks=blocks
+        )
+        raw = self.outcome.restore(decoded + self.output_log_std.exp() * of_outcome)
         outcome = self.outcome.clamp(raw)
         moved = observation.unsqueeze(1) + outcome[..., :-1]
         following = self.next_observation.clamp(moved)
-        ends = linearised(self.termination, self.observation.standardise(following).flatten(0, 1))
-        termination = torch.sigmoid(ends.value).view(following.shape[:2])
-        by_following = (
-            ends.pull_back(torch.ones_like(ends.value).unsqueeze(1)).view_as(following) / self.observation.std
-        )
-        by_following = by_following * (termination * (1 - termination)).unsqueeze(-1)
+        termination, by_following = self._termination(following)
+        moved_freely = _within(moved, *self.next_observation.range).unsqueeze(2)
+        freely = _within(raw, *self.outcome.range).unsqueeze(2)
 
         def pull_back(at_following: Tensor, at_reward: Tensor, at_termination: Tensor) -> Tensor:
-            at_moved = at_following + at_termination.unsqueeze(-1) * by_following.unsqueeze(2)
-            at_moved = at_moved * _within(moved, *self.next_observation.range).unsqueeze(2)
-            at_raw = torch.cat([at_moved, at_reward.unsqueeze(-1)], -1) * _within(raw, *self.outcome.range).unsqueeze(2)
-            at_hidden = ((at_raw * self.outcome.std) @ self.decoder.head.weight) * slope.unsqueeze(2)
+            at_moved = (at_following + at_termination.unsqueeze(-1) * by_following) * moved_freely
+            return to_inputs(at_moved, torch.cat([at_moved, at_reward.unsqueeze(-1)], -1) * freely)
+
+        return ModelDraw(following, outcome[..., -1], termination), pull_back
+
+    def replay(self, transition: Transition, noise: Tensor, *, blocks: Sequence[str]) -> tuple[ModelDraw, PullBack]:
+        """The replayed step of each row, with its derivatives in closed form along the noise inferred behind it.
+
+        Only where `has_closed_form`.
+
+        Args:
+            transition: B rows.
+            noise: of the posterior's latents, (B, latent).
+            blocks: as in `imagine`.
+
+        Returns:
+            As `imagine` with J = 1; the step ended or did not.
+        """
+        given, outcome = self.standardised(transition)
+        latent = self._inferred(given, outcome, noise).unsqueeze(1)
+        _, to_inputs = self._linearised(given, lambda mean, std: latent, blocks=blocks)  # noqa: ARG005
+        following = transition.next_observation.unsqueeze(1)
+        _, by_following = self._termination(following)
+
+        def pull_back(at_following: Tensor, at_reward: Tensor, at_termination: Tensor) -> Tensor:
+            at_moved = at_following + at_termination.unsqueeze(-1) * by_following
+            return to_inputs(at_moved, torch.cat([at_moved, at_reward.unsqueeze(-1)], -1))
+
+        return ModelDraw(following, transition.reward.unsqueeze(1), transition.terminated.unsqueeze(1)), pull_back
+
+    def _linearised(
+        self, given: Tensor, latent_of: Callable[[Tensor, Tensor], Tensor], *, blocks: Sequence[str]
+    ) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
+        """Decoded outcomes and how cotangents are drawn back to the inputs.
+
+        Args:
+            given: (B, S + A).
+            latent_of: mean and standard deviation of the prior, (B, 1, latent), to latents (B, J, latent).
+            blocks: as in `imagine`.
+
+        Returns:
+            Standardised outcomes (B, J, S + 1) without the output's noise; a function of cotangents of the next observation, (B, J, C, S),
+            and of the outcome in the user's units, (B, J, C, S + 1), that gives those of the inputs, (B, J, C, D).
+        """
+        prior = linearised(self.prior, given)
+        mean, log_std = prior.value.unsqueeze(1).chunk(2, -1)
+        free = _within(log_std, LOG_STD_MIN, LOG_STD_MAX)
+        latent = latent_of(mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp())
+        deviation = latent - mean
+        trunk, trunk_slope = silu(self.decoder.first(given))
+        second = self.decoder.second(trunk).unsqueeze(1) + self.decoder.latent_in(latent)
+        hidden, slope = silu(second)
+
+        def to_inputs(at_following: Tensor, at_outcome: Tensor) -> Tensor:
+            at_hidden = ((at_outcome * self.outcome.std) @ self.decoder.head.weight) * slope.unsqueeze(2)
             at_mean = at_hidden @ self.decoder.latent_in.weight
             at_prior = torch.cat([at_mean, at_mean * (deviation * free).unsqueeze(2)], -1)
             weights = [self._by_input(self.decoder.first.weight, blocks), self.decoder.second.weight.mT]
             into = chain_product(at_hidden.flatten(1, 2), [trunk_slope.unsqueeze(1)], weights)
             weights = [self._by_input(prior.weights[0].mT, blocks), *prior.weights[1:]]
             into = into + chain_product(at_prior.flatten(1, 2), prior.slopes, weights)
-            into = into.view(*at_moved.shape[:3], -1)
+            into = into.view(*at_following.shape[:3], -1)
             if "state" not in blocks:
                 return into
-            by_change, by_state = into.tensor_split([into.shape[-1] - observation.shape[-1]], -1)
-            return torch.cat([by_change, by_state + at_moved], -1)
+            by_change, by_state = into.tensor_split([into.shape[-1] - at_following.shape[-1]], -1)
+            return torch.cat([by_change, by_state + at_following], -1)
 
-        return ModelDraw(following, outcome[..., -1], termination), pull_back
+        return self.decoder.head(hidden), to_inputs
+
+    def _termination(self, following: Tensor) -> tuple[Tensor, Tensor]:
+        """Probability that next observations (B, J, S) are terminal, (B, J), and its derivative by them, (B, J, 1, S)."""
+        ends = linearised(self.termination, self.observation.standardise(following).flatten(0, 1))
+        termination = torch.sigmoid(ends.value).view(following.shape[:2])
+        slope = (termination * (1 - termination)).view(*following.shape[:2], 1, 1)
+        by_following = ends.pull_back(torch.ones_like(ends.value).unsqueeze(1)).view(following.shape).unsqueeze(2)
+        return termination, by_following / self.observation.std * slope
 
     def _by_input(self, weight: Tensor, blocks: Sequence[str]) -> Tensor:
         """Rows of a first layer's weight (H, S + A) by the inputs asked for, in their units: (D, H)."""

@@ -69,6 +69,15 @@ class GaussianEnsemble(LearnedModel):
         hands = given[dealt % rows].view(self.members, share, -1)
         return self._law(hands).draw(generator).flatten(0, 1)[dealt.argsort()[:rows]]
 
+    def redraw(self, given: Tensor, outcome: Tensor, generator: torch.Generator | None) -> Tensor:
+        """By a member drawn with the probability that the outcome came from it, along the noise that it then had."""
+        law = self._law(given)
+        chances = law.log_density(outcome).detach().softmax(0).mT
+        member = torch.multinomial(chances, 1, generator=generator).squeeze(1)
+        rows = torch.arange(len(given), device=given.device)
+        mean, std = law.mean[member, rows], law.log_std[member, rows].exp()
+        return mean + std * ((outcome - mean) / std).detach()
+
     @torch.no_grad()
     def bootstrap_weights(self, transition: Transition) -> Tensor:
         """How often each transition counts for each member, (E, B), 0 or 2 with equal chances (Owen and Eckles, 2012).

@@ -43,3 +43,9 @@ class NormalisingFlow(LearnedModel):
         noise = torch.randn(len(given), self.outcome_size, generator=generator, device=given.device, dtype=given.dtype)
         outcome: Tensor = self.flow(given).transform.inv(noise)
         return outcome
+
+    def redraw(self, given: Tensor, outcome: Tensor, generator: torch.Generator | None) -> Tensor:  # noqa: ARG002 (exact)
+        """Along the one noise that the flow makes the outcome of."""
+        transform = self.flow(given).transform
+        redrawn: Tensor = transform.inv(transform(outcome).detach())
+        return redrawn

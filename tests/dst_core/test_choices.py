@@ -33,6 +33,7 @@ UNUSUAL = {
     "critics": 3,
     "samples": 5,
     "quantiles": 7,
+    "target_steps": "imagined",
     "target_law": "lesser",
     "truncate": 0.2,
     "sobolev": "full",
@@ -73,7 +74,12 @@ def unusual(algorithm: Algorithm, **changes: object) -> AgentConfig:
 @pytest.mark.parametrize(
     ("algorithm", "kind", "taken", "law"),
     [
-        ("dst", CriticLearner, OF_MMD | {"target_law", "blocks", "distance", "gradient_weight"}, (3, 5)),
+        (
+            "dst",
+            CriticLearner,
+            OF_MMD | {"target_steps", "target_law", "blocks", "distance", "gradient_weight"},
+            (3, 5),
+        ),
         ("mmd", MmdLearner, OF_MMD, (3, 5)),
         ("td3", Td3Learner, set(), (1, 1)),
         ("mage", MageLearner, {"gradient_penalty"}, (1, 1)),
@@ -92,7 +98,9 @@ def test_learner_of_an_algorithm_takes_its_choices(
     for name in OF_ALL | taken:
         assert getattr(learner, name) == getattr(config, name), name
     assert learner.optimiser.param_groups[0]["lr"] == config.critic_learning_rate
-    plain = make_learner(unusual(algorithm, critic_learning_rate=None), **scales(), policy=lambda observation: observation)
+    plain = make_learner(
+        unusual(algorithm, critic_learning_rate=None), **scales(), policy=lambda observation: observation
+    )
     assert plain.optimiser.param_groups[0]["lr"] == config.learning_rate
     returns = learner.returns(torch.zeros(4, S), torch.zeros(4, A), torch.Generator().manual_seed(0))
     assert returns.shape == (law[0], 4, law[1])

@@ -84,7 +84,7 @@ def test_help_shows_the_defaults_of_the_task_and_what_can_be_named(
         assert name in DESCRIPTION
 
 
-SOURCES = ("DST", "TD3", "TQC", "MAGE", "IQN", "MMDQ", "PETS", "NSF", "DDPG", "Gretton", "Rockafellar")
+SOURCES = ("DST", "TD3", "TQC", "MAGE", "IQN", "MMDQ", "PETS", "NSF", "DDPG", "SVG", "Gretton", "Rockafellar")
 
 
 def explanations(config: type[TrainConfig | AgentConfig]) -> dict[str, str]:

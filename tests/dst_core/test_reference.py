@@ -27,6 +27,9 @@ CHOICES = [
     {"samples": 5, "truncate": 0.0},
     {"target_law": "lesser"},
     {"target_law": "lesser", "samples": 7, "critics": 3, "sobolev": "full"},
+    {"target_steps": "imagined"},
+    {"target_steps": "imagined", "samples": 5, "truncate": 0.25},
+    {"target_steps": "imagined", "target_law": "lesser", "samples": 7, "critics": 3, "sobolev": "full"},
     {"sobolev": "full", "critic_noise": "input", "samples": 12, "critics": 3, "kernel": "gaussian", "bandwidth": 1.0},
 ]
 
@@ -64,8 +67,7 @@ def both_targets(agent: Agent, transition: Transition) -> tuple[TargetSamples, T
     """In closed form and by autograd, along the same noise."""
     noise = UpdateNoise.draw(agent, BATCH, torch.Generator().manual_seed(2))
     fast = agent.critics.target_along(
-        transition.observation,
-        transition.action,
+        transition,
         steps_noise=noise.steps,
         noise=noise.target,
         model=agent.model,
