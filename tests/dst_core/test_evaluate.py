@@ -172,6 +172,9 @@ class LinearGaussian(LearnedModel):
         noise = self.noise * torch.randn(len(given), 2, generator=generator)
         return torch.stack([self.gain * given[:, 1], torch.zeros(len(given))], -1) + noise
 
+    def redraw(self, given: Tensor, outcome: Tensor, generator: torch.Generator | None) -> Tensor:
+        raise NotImplementedError("no step is replayed here")
+
     def log_density(self, given: Tensor, outcome: Tensor, generator: torch.Generator | None) -> Tensor:
         mean = torch.stack([self.gain * given[:, 1], torch.zeros(len(given))], -1)
         return torch.distributions.Normal(mean, self.noise).log_prob(outcome).sum(-1)
@@ -229,6 +232,9 @@ def test_components_that_never_change_do_not_count() -> None:
 
         def draw(self, given: Tensor, generator: torch.Generator | None) -> Tensor:
             return torch.stack([2.0 * given[:, 2], torch.full((len(given),), 9.0), torch.zeros(len(given))], -1)
+
+        def redraw(self, given: Tensor, outcome: Tensor, generator: torch.Generator | None) -> Tensor:
+            raise NotImplementedError("no step is replayed here")
 
         def log_density(self, given: Tensor, outcome: Tensor, generator: torch.Generator | None) -> Tensor:
             return torch.zeros(len(given))

@@ -44,6 +44,7 @@ def test_example_moves_its_critic_as_the_projects_own_learner_does() -> None:
         deepcopy(names["critic"]),
         discount=0.98,
         samples=6,
+        target_steps="replayed",
         target_law="pooled",
         truncate=0.1,
         blocks=("action",),

@@ -91,6 +91,7 @@ def fitted_critic(
         critic,
         discount=problem.discount,
         samples=samples,
+        target_steps="replayed",
         target_law="pooled",
         truncate=0.0,
         blocks=BLOCKS[choice.sobolev],

@@ -35,6 +35,7 @@ def fitted_critic(simulator: PointMassSimulator, policy: NearestLocation, *, upd
         critic,
         discount=DISCOUNT,
         samples=40,
+        target_steps="replayed",
         target_law="pooled",
         truncate=0.0,
         blocks=("action",),
