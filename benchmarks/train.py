@@ -11,7 +11,6 @@ from benchmarks.products import products_of
 from benchmarks.timing import Timing, machine, time_in_turn
 from dst_core.agent import Agent
 from dst_core.agent_config import AgentConfig
-from dst_core.closed_form_target import RETURNS_PER_STEP
 from dst_core.critic_learner import CriticLearner
 from dst_core.execution import choose_execution, keep_compiled_code
 from dst_core.networks import polyak
@@ -101,7 +100,7 @@ def measure(
         "samples": samples,
         "critics": config.critics,
         "distance": distance,
-        "returns_per_imagined_step": RETURNS_PER_STEP,
+        "target_steps": config.target_steps,
         **dataclasses.asdict(execution),
         "gflop_per_update": round(operations / 2, 2),
         "peers": "measured" if "sb3_tqc" in calls else "not installed: pip install 'dst-policy-server[bench]'",
