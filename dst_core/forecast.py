@@ -7,7 +7,8 @@ zero, so that its samples settle on the law of the return.
 Bootstrapping alone does not get there. What a backup gets wrong returns in all later ones and adds up to 1 / (1 - discount) times as
 much, and a fresh critic is at first wrong by the whole return. So two things are fitted at once: the joint law of return and gradients
 to one backup of it, as in training, and the return alone to returns that the world model imagines to their end. The second holds the
-level and the spread, the first gives the gradients their law.
+level and the spread, the first gives the gradients their law. Its steps are imagined, several per transition: the model has settled on all
+data, and a law that only one replayed step of each transition shows is learned with more noise.
 """
 
 import torch
@@ -32,7 +33,7 @@ class Forecast:
     Args:
         critic: fresh; it is moved.
         imagined: returns of the actor from the world model.
-        config: samples, distance, blocks and discount; its truncation, estimator, Polyak rate and step size do not apply.
+        config: samples, distance, blocks and discount; its steps, truncation, estimator, Polyak rate and step size do not apply.
         updates: number of steps to come, over which the step size falls.
         execution: how they are computed.
     """
@@ -52,7 +53,7 @@ class Forecast:
             critic,
             discount=config.discount,
             samples=config.samples,
-            target_steps=config.target_steps,
+            target_steps="imagined",
             target_law="pooled",
             truncate=0.0,
             blocks=config.blocks,
