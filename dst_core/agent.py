@@ -10,7 +10,7 @@ from dst_core.critic_learner import CriticLearner
 from dst_core.execution import EAGER, Execution
 from dst_core.networks import ActionScale, Standardiser, descend, polyak, target_of
 from dst_core.targets import return_range
-from dst_core.world_model import LearnedModel, StepModel, Transition
+from dst_core.world_model import LearnedModel, StepModel, Transition, fit_step
 from dst_core.world_models.choice import make_world_model
 from dst_core.world_models.conditional_vae import ConditionalVae
 from sim_bridge.tasks.perturbations import Environment
@@ -108,14 +108,14 @@ class Agent(nn.Module):
         """One step of the world model on real transitions, where one is learned; returns its losses."""
         if self.model_optimiser is None or not isinstance(self.model, LearnedModel):
             return {}
-        self.model.project()
-        losses = self._model_losses(transition, self.model.fit_noise(len(transition.reward), generator))
-        descend(
+        return fit_step(
+            self.model,
             self.model_optimiser,
-            torch.stack(list(losses.values())).sum(),
+            transition,
+            losses_along=self._model_losses,
             max_gradient_norm=self.config.max_gradient_norm,
+            generator=generator,
         )
-        return {name: loss.detach() for name, loss in losses.items()}
 
     def update_actor(self, transition: Transition, generator: torch.Generator) -> dict[str, Tensor]:
         """One step of the actor up the critics' samples.

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable
 import torch
 
 from dst_core.execution import Execution, sheltered
-from dst_core.networks import descend, settling
+from dst_core.networks import settling
 from dst_core.replay import Replay
-from dst_core.world_model import LearnedModel
+from dst_core.world_model import LearnedModel, fit_step
 from dst_core.world_models.conditional_vae import ConditionalVae
 
 
@@ -56,9 +56,14 @@ def settled(
         if interrupted():
             return None
         execution.begin_update()
-        copied.project()
         with sheltered(execution.compiled and not done):
-            losses = losses_along(replay.sample(batch, generator), copied.fit_noise(batch, generator))
-            descend(optimiser, torch.stack(list(losses.values())).sum(), max_gradient_norm=max_gradient_norm)
+            fit_step(
+                copied,
+                optimiser,
+                replay.sample(batch, generator),
+                losses_along=losses_along,
+                max_gradient_norm=max_gradient_norm,
+                generator=generator,
+            )
         schedule.step()
     return copied

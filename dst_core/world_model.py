@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dst_core.networks import ActionScale, Standardiser, mlp
+from dst_core.networks import ActionScale, Standardiser, descend, mlp
 
 StepFunction = Callable[[Tensor, Tensor], Tensor]
 """Observation (R, S) and action (R, A) to a first guess of the next observation (R, S), differentiable in both."""
@@ -201,6 +201,31 @@ class LearnedModel(nn.Module, ABC):
     def _outcome(self, transition: Transition) -> Tensor:
         change = transition.next_observation - self.base(transition.observation, transition.action)
         return torch.cat([change, transition.reward.unsqueeze(-1)], -1)
+
+
+def fit_step(
+    model: LearnedModel,
+    optimiser: torch.optim.Optimizer,
+    transition: Transition,
+    *,
+    losses_along: Callable[[Transition, Tensor | None], dict[str, Tensor]],
+    max_gradient_norm: float,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """One step of a model's optimiser down the sum of its losses on real transitions; the losses before it, detached.
+
+    Args:
+        model: it is moved.
+        optimiser: of its parameters.
+        transition: B rows.
+        losses_along: the model's own, compiled or not.
+        max_gradient_norm: gradients are scaled down to it.
+        generator: source of all noise.
+    """
+    model.project()
+    losses = losses_along(transition, model.fit_noise(len(transition.reward), generator))
+    descend(optimiser, torch.stack(list(losses.values())).sum(), max_gradient_norm=max_gradient_norm)
+    return {name: loss.detach() for name, loss in losses.items()}
 
 
 class ReplayedSteps:
