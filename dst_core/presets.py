@@ -47,6 +47,15 @@ PRESETS: dict[str, TrainConfig] = {
         evaluate_every=1000,
         agent=AgentConfig(hidden=64, samples=6, learning_rate=1e-3, polyak=0.01, gradient_weight=0.1),
     ),
+    "InvertedDoublePendulum": TrainConfig(
+        env="InvertedDoublePendulum-v5",
+        steps=10_000,
+        batch=128,
+        evaluate_every=1000,
+        agent=AgentConfig(
+            hidden=64, samples=6, learning_rate=1e-3, critic_learning_rate=1e-2, polyak=0.01, gradient_weight=0.1
+        ),
+    ),
     **{
         f"PointMass{locations}": TrainConfig(
             env=f"PointMass{locations}-v0",
