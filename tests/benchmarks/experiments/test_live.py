@@ -161,7 +161,7 @@ def test_grid_of_the_project_fits_a_terminal_and_breaks_no_name(width: int, heig
         lines = pictured(display)
     assert len(lines) < height
     assert max(map(len, lines)) <= width
-    assert "40/505 runs" in lines[-1]
+    assert "40/510 runs" in lines[-1]
     words = {word for run in runs for word in (f"{run.variant}, seed {run.config.seed}", run.setting)}
     for line in lines[:-1]:
         name = re.split(r"\s{2,}", line.strip())[0]
