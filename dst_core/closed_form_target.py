@@ -5,7 +5,7 @@ Same law and same gradients as `sobolev_target`, which differentiates copies of 
 - All samples share the replayed step; where steps are imagined, there are J of them per transition, shared by the target critics, K
   return samples each: M = J K samples per critic. The target enters the squared MMD linearly, so its gradient stays unbiased; samples
   that share a step are dependent. (Truncation drops the largest of this set, the lesser law is chosen by it.)
-- Whatever depends on (s, a) alone runs once per transition, whatever depends on (s', a') alone once per imagined step.
+- Whatever depends on (s, a) alone runs once per transition, whatever depends on (s', a') alone once per step.
 - Nothing here needs autograd, so all of it compiles.
 """
 
@@ -76,7 +76,7 @@ def closed_form_target(
         steps: replayed or imagined.
         steps_noise: as `draw_steps_noise` gives it.
         noise: of the target critics, (E, B, M, noise).
-        model: imagines (s', r) and the probability that s' is terminal.
+        model: imagines (s', r) and the probability that s' is terminal, or infers the noise behind them.
         actor: the target actor.
         critic: the target critics, E of them.
         discount: per step.

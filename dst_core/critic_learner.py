@@ -10,8 +10,16 @@ from dst_core.execution import EAGER, Execution
 from dst_core.mmd import Estimator, Kernel
 from dst_core.networks import descend, polyak, target_of
 from dst_core.sobolev_loss import Distance, JointScale, sobolev_loss
-from dst_core.targets import TargetLaw, TargetSamples, TargetSteps, is_coupled, sobolev_target, target_of_law
-from dst_core.world_model import LearnedModel, ReplayedSteps, StepModel, Transition, each_copied
+from dst_core.targets import (
+    TargetLaw,
+    TargetSamples,
+    TargetSteps,
+    is_coupled,
+    replayed_steps,
+    sobolev_target,
+    target_of_law,
+)
+from dst_core.world_model import LearnedModel, StepModel, Transition
 from dst_core.world_models.conditional_vae import ConditionalVae
 
 
@@ -90,7 +98,7 @@ class CriticLearner(nn.Module):
             )
             return self._closed_form_target(transition, steps_noise=steps_noise, noise=noise, model=model, actor=actor)
         if isinstance(model, LearnedModel) and self.target_steps == "replayed":
-            model = ReplayedSteps(model, each_copied(transition, noise.shape[:3]))
+            model = replayed_steps(model, transition, noise.shape[:3])
         samples = sobolev_target(
             transition.observation,
             transition.action,

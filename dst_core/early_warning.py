@@ -6,7 +6,7 @@ OUT_OF_RANGE_LIMIT = 0.05
 RECOVERED = 0.5  # of the limit: a share that hovers about the limit warns once
 MEMORY = 100  # shares over which the running mean forgets
 
-CURE = "lower --agent.learning-rate, or raise --agent.truncate"
+CURE = "lower --agent.learning-rate, and --agent.critic-learning-rate where it is given, or raise --agent.truncate"
 
 
 class EarlyWarning:

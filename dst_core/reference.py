@@ -3,6 +3,7 @@
 What `Agent.update` does faster is held against this, in tests for its numbers and in `dst-bench train` for its price.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,8 +16,8 @@ from dst_core.critic import GenerativeCritic
 from dst_core.critic_learner import CriticLearner
 from dst_core.networks import descend, polyak
 from dst_core.sobolev_loss import sobolev_loss
-from dst_core.targets import TargetSamples, sobolev_target, target_of_law
-from dst_core.world_model import ModelDraw, ReplayedSteps, StepModel, Transition, each_copied
+from dst_core.targets import TargetSamples, copied, replayed_steps, sobolev_target, target_of_law
+from dst_core.world_model import ModelDraw, StepModel, Transition
 from dst_core.world_models.conditional_vae import ConditionalVae
 
 
@@ -68,17 +69,15 @@ class AlongNoise:
         return self.model.step(observation, action, drawn)
 
 
-class ReplayedAlongNoise(ReplayedSteps):
-    """Replayed steps of a conditional VAE along given noise of the posterior's latents, one row (R, latent) each."""
-
-    def __init__(self, model: ConditionalVae, transition: Transition, noise: Tensor) -> None:
-        super().__init__(model, transition)
-        self.redraw_along = model.redraw_along
-        self.noise = noise
-
-    def redraw(self, given: Tensor, outcome: Tensor, generator: torch.Generator | None) -> Tensor:  # noqa: ARG002
-        """Standardised outcomes with their derivatives."""
-        return self.redraw_along(given, outcome, self.noise)
+def redrawn(
+    model: ConditionalVae,
+    noise: Tensor,
+    given: Tensor,
+    outcome: Tensor,
+    generator: torch.Generator | None,  # noqa: ARG001 (a Redraw)
+) -> Tensor:
+    """The model's `redraw` along noise of the posterior's latents, (R, latent)."""
+    return model.redraw_along(given, outcome, noise)
 
 
 def reference_target(agent: Agent, transition: Transition, noise: UpdateNoise) -> TargetSamples:
@@ -90,8 +89,8 @@ def reference_target(agent: Agent, transition: Transition, noise: UpdateNoise) -
     members, _, samples = copies
     steps: StepModel
     if learner.target_steps == "replayed":
-        of_model = noise.steps[:, None].expand(*copies, -1).flatten(0, 2)
-        steps = ReplayedAlongNoise(model, each_copied(transition, copies), of_model)
+        redraw = partial(redrawn, model, copied(noise.steps, copies))
+        steps = replayed_steps(model, transition, copies, redraw=redraw)
     else:
         of_model = noise.steps.repeat_interleave(RETURNS_PER_STEP, 1)[:, :samples].expand(*copies, -1)
         steps = AlongNoise(model, of_model.flatten(0, 2))

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
 from dst_core.critic import GenerativeCritic
-from dst_core.world_model import StepModel
+from dst_core.world_model import LearnedModel, Redraw, ReplayedSteps, StepModel, Transition
 
 TargetLaw = Literal["lesser", "pooled"]
 TargetSteps = Literal["replayed", "imagined"]
@@ -74,13 +74,8 @@ def sobolev_target(
     """
     members, batch = critic.members, observation.shape[0]
     copies = (members, batch, samples)
-    state = (
-        observation[None, :, None]
-        .expand(*copies, -1)
-        .reshape(-1, observation.shape[-1])
-        .requires_grad_("state" in blocks)
-    )
-    chosen = action[None, :, None].expand(*copies, -1).reshape(-1, action.shape[-1]).requires_grad_("action" in blocks)
+    state = copied(observation, copies).requires_grad_("state" in blocks)
+    chosen = copied(action, copies).requires_grad_("action" in blocks)
     inputs = {block: {"action": chosen, "state": state}[block] for block in blocks}
     with torch.enable_grad():
         draw = model.sample(state, chosen, generator)
@@ -98,6 +93,18 @@ def sobolev_target(
         gradients = torch.autograd.grad(y.sum(), list(inputs.values())) if inputs else ()
     joint = torch.cat([y.unsqueeze(-1), *gradients], -1).detach()
     return joint.view(*copies, -1).permute(1, 2, 0, 3).flatten(1, 2)
+
+
+def copied(rows: Tensor, copies: tuple[int, ...]) -> Tensor:
+    """Rows (B, ...) as `sobolev_target` lays out their copies (E, B, M): (E * B * M, ...)."""
+    return rows[None, :, None].expand(*copies, *rows.shape[1:]).flatten(0, 2)
+
+
+def replayed_steps(
+    model: LearnedModel, transition: Transition, copies: tuple[int, ...], *, redraw: Redraw | None = None
+) -> ReplayedSteps:
+    """What stands in for the model in `sobolev_target` where the replayed steps of B transitions are backed up, copies (E, B, M)."""
+    return ReplayedSteps(model, Transition(*(copied(rows, copies) for rows in transition)), redraw=redraw)
 
 
 def require_dependence(following: Tensor, inputs: dict[str, Tensor], model: StepModel) -> None:

@@ -29,7 +29,10 @@ from dst_core.world_models.choice import known_step
 from sim_bridge.tasks import make_task
 
 VIDEOS_DIRECTORY = "videos"
-CURE = "lower --agent.learning-rate or look at the task's rewards and observations"
+CURE = (
+    "lower --agent.learning-rate, and --agent.critic-learning-rate where it is given, "
+    "or look at the task's rewards and observations"
+)
 LOG_EVERY_UPDATES = 100
 OUT_OF_RANGE = "returns_out_of_range"
 

@@ -29,14 +29,6 @@ class Transition(NamedTuple):
     """(B,) 0 or 1"""
 
 
-def each_copied(transition: Transition, copies: torch.Size) -> Transition:
-    """Every row of B as often as `copies`, (E, B, M), says, in the order in which `sobolev_target` lays its copies out: E * B * M rows."""
-    members, batch, samples = copies
-    return Transition(
-        *(x[None, :, None].expand(members, batch, samples, *x.shape[1:]).flatten(0, 2) for x in transition)
-    )
-
-
 class ModelDraw(NamedTuple):
     """One imagined step for each row."""
 
@@ -61,6 +53,8 @@ class StepModel(Protocol):
         ...
 
 
+Redraw = Callable[[Tensor, Tensor, torch.Generator | None], Tensor]
+"""Like `LearnedModel.redraw`."""
 PullBack = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Cotangents of next observation (B, J, C, S), reward and termination (B, J, C) to those of the inputs asked for, (B, J, C, D)."""
 MEAN_WEIGHT = 10.0
@@ -237,20 +231,18 @@ class ReplayedSteps:
     Args:
         model: infers and differentiates.
         transition: R rows.
+        redraw: in place of the model's own.
     """
 
-    def __init__(self, model: LearnedModel, transition: Transition) -> None:
+    def __init__(self, model: LearnedModel, transition: Transition, *, redraw: Redraw | None = None) -> None:
         self.model = model
         self.transition = transition
+        self.redraw = redraw or model.redraw
 
     @property
     def reward_range(self) -> tuple[Tensor, Tensor]:
         """That of the model."""
         return self.model.reward_range
-
-    def redraw(self, given: Tensor, outcome: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Standardised outcomes with their derivatives."""
-        return self.model.redraw(given, outcome, generator)
 
     def sample(self, observation: Tensor, action: Tensor, generator: torch.Generator | None = None) -> ModelDraw:
         """The replayed steps, differentiable in the observation (R, S) and the action (R, A) that they were made from."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dst_core.networks import ActionScale, Standardiser, chain_product, linearised, mlp, silu
+from dst_core.networks import ActionScale, Linearised, Standardiser, chain_product, linearised, mlp, silu
 from dst_core.world_model import LearnedModel, ModelDraw, PullBack, StepFunction, Transition, unchanged
 from dst_core.world_models.gaussian import LOG_STD_MAX, LOG_STD_MIN, Gaussian
 
@@ -126,10 +126,11 @@ class ConditionalVae(LearnedModel):
         Returns:
             The steps, (B, J, ...), and how cotangents of them are drawn back to the inputs.
         """
+        given = self.given(observation, action)
         of_latent, of_outcome = noise.tensor_split([self.latent], -1)
-        decoded, to_inputs = self._linearised(
-            self.given(observation, action), lambda mean, std: mean + std * of_latent, blocks=blocks
-        )
+        prior = linearised(self.prior, given)
+        law = _gaussian(prior.value.unsqueeze(1))
+        decoded, to_inputs = self._linearised(given, prior, law.mean + law.log_std.exp() * of_latent, blocks=blocks)
         raw = self.outcome.restore(decoded + self.output_log_std.exp() * of_outcome)
         outcome = self.outcome.clamp(raw)
         moved = observation.unsqueeze(1) + outcome[..., :-1]
@@ -159,7 +160,7 @@ class ConditionalVae(LearnedModel):
         """
         given, outcome = self.standardised(transition)
         latent = self._inferred(given, outcome, noise).unsqueeze(1)
-        _, to_inputs = self._linearised(given, lambda mean, std: latent, blocks=blocks)  # noqa: ARG005
+        _, to_inputs = self._linearised(given, linearised(self.prior, given), latent, blocks=blocks)
         following = transition.next_observation.unsqueeze(1)
         _, by_following = self._termination(following)
 
@@ -170,24 +171,22 @@ class ConditionalVae(LearnedModel):
         return ModelDraw(following, transition.reward.unsqueeze(1), transition.terminated.unsqueeze(1)), pull_back
 
     def _linearised(
-        self, given: Tensor, latent_of: Callable[[Tensor, Tensor], Tensor], *, blocks: Sequence[str]
+        self, given: Tensor, prior: Linearised, latent: Tensor, *, blocks: Sequence[str]
     ) -> tuple[Tensor, Callable[[Tensor, Tensor], Tensor]]:
-        """Decoded outcomes and how cotangents are drawn back to the inputs.
+        """Decoded outcomes and how cotangents are drawn back to the inputs along the latents' noise.
 
         Args:
             given: (B, S + A).
-            latent_of: mean and standard deviation of the prior, (B, 1, latent), to latents (B, J, latent).
+            prior: at `given`.
+            latent: (B, J, latent).
             blocks: as in `imagine`.
 
         Returns:
             Standardised outcomes (B, J, S + 1) without the output's noise; a function of cotangents of the next observation, (B, J, C, S),
             and of the outcome in the user's units, (B, J, C, S + 1), that gives those of the inputs, (B, J, C, D).
         """
-        prior = linearised(self.prior, given)
         mean, log_std = prior.value.unsqueeze(1).chunk(2, -1)
-        free = _within(log_std, LOG_STD_MIN, LOG_STD_MAX)
-        latent = latent_of(mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp())
-        deviation = latent - mean
+        by_log_std = (latent - mean) * _within(log_std, LOG_STD_MIN, LOG_STD_MAX)
         trunk, trunk_slope = silu(self.decoder.first(given))
         second = self.decoder.second(trunk).unsqueeze(1) + self.decoder.latent_in(latent)
         hidden, slope = silu(second)
@@ -195,7 +194,7 @@ class ConditionalVae(LearnedModel):
         def to_inputs(at_following: Tensor, at_outcome: Tensor) -> Tensor:
             at_hidden = ((at_outcome * self.outcome.std) @ self.decoder.head.weight) * slope.unsqueeze(2)
             at_mean = at_hidden @ self.decoder.latent_in.weight
-            at_prior = torch.cat([at_mean, at_mean * (deviation * free).unsqueeze(2)], -1)
+            at_prior = torch.cat([at_mean, at_mean * by_log_std.unsqueeze(2)], -1)
             weights = [self._by_input(self.decoder.first.weight, blocks), self.decoder.second.weight.mT]
             into = chain_product(at_hidden.flatten(1, 2), [trunk_slope.unsqueeze(1)], weights)
             weights = [self._by_input(prior.weights[0].mT, blocks), *prior.weights[1:]]

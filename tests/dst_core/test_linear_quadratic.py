@@ -225,24 +225,21 @@ def test_biased_estimator_learns_too_narrow_a_law() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_critic_learns_the_joint_law_through_a_fitted_world_model() -> None:
+@pytest.mark.parametrize(
+    ("steps", "sizes", "tolerances"),
+    [
+        ("imagined", {"updates": 4000, "samples": 40, "hidden": 128}, STRICT),
+        ("replayed", {"updates": 3000, "samples": 10}, ROUGH),
+    ],
+)
+def test_critic_learns_the_joint_law_through_a_fitted_world_model(
+    steps: TargetSteps, sizes: dict[str, int], tolerances: dict[str, float]
+) -> None:
     name = "one state dimension"
     data = transitions(name)
     model = fitted_vae(data, updates=5000)
-    critic = fitted_critic(PROBLEMS[name], data, model, Choice(), updates=4000, batch=128, samples=40, hidden=128)
-    wrong = deviations(critic, name, blocks=("action",), **STRICT)
-    assert not wrong, "\n".join(wrong)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_critic_learns_the_joint_law_from_replayed_steps_roughly() -> None:
-    name = "one state dimension"
-    data = transitions(name)
-    model = fitted_vae(data, updates=3000)
-    choice = Choice(target_steps="replayed")
-    critic = fitted_critic(PROBLEMS[name], data, model, choice, updates=3000, batch=128, samples=10)
-    wrong = deviations(critic, name, blocks=("action",), **ROUGH)
+    critic = fitted_critic(PROBLEMS[name], data, model, Choice(target_steps=steps), batch=128, **sizes)
+    wrong = deviations(critic, name, blocks=("action",), **tolerances)
     assert not wrong, "\n".join(wrong)
 
 

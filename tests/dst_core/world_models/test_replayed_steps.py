@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dst_core.world_model import LearnedModel, ReplayedSteps, Transition, each_copied
+from dst_core.targets import copied, replayed_steps
+from dst_core.world_model import LearnedModel, ReplayedSteps, Transition
 from dst_core.world_models.conditional_vae import ConditionalVae
 from dst_core.world_models.gaussian_ensemble import GaussianEnsemble
 from dst_core.world_models.normalising_flow import NormalisingFlow
@@ -97,8 +98,8 @@ def test_derivatives_of_a_conditional_vae_equal_finite_differences_of_its_draw_a
             torch.testing.assert_close(found[:, column], (up - down) / (2 * step), rtol=1e-5, atol=1e-7)
 
 
-def test_noise_inferred_behind_data_has_the_law_it_is_drawn_from() -> None:
-    """Otherwise gradients along it would have another law than those of imagined steps."""
+def test_latents_inferred_behind_data_have_the_law_they_are_drawn_from_and_explain_the_data() -> None:
+    """Otherwise gradients along them would have another law than those of imagined steps, or be those of another mode."""
     data = bimodal(5000, 0)
     model = build("cvae", data)
     assert isinstance(model, ConditionalVae)
@@ -108,8 +109,10 @@ def test_noise_inferred_behind_data_has_the_law_it_is_drawn_from() -> None:
         latent = model._inferred(given, outcome, model.fit_noise(len(given), generator()))
         mean, log_std = model.prior(given).chunk(2, -1)
         noise = (latent - mean) / log_std.exp()
+        left = (outcome - model.decoder(given, latent)) / model.output_log_std.exp()
     assert float(noise.mean(0).abs().max()) < 0.15
     assert float((noise.std(0) - 1).abs().max()) < 0.15
+    assert float(left.square().mean(0).max()) < 1.3
 
 
 def test_an_outcome_is_redrawn_by_a_member_that_may_have_made_it() -> None:
@@ -131,7 +134,29 @@ def test_an_outcome_is_redrawn_by_a_member_that_may_have_made_it() -> None:
     assert torch.equal((slope == 0).all(1), which == 0)
 
 
-def test_rows_are_copied_in_the_order_of_the_target() -> None:
-    copied = each_copied(DATA, torch.Size((2, 200, 3)))
-    assert torch.equal(copied.reward.view(2, 200, 3), DATA.reward[None, :, None].expand(2, 200, 3))
-    assert torch.equal(copied.observation.view(2, 200, 3, 1)[1, :, 2], DATA.observation)
+def test_a_step_of_the_models_own_is_part_of_the_derivatives() -> None:
+    """As in the hybrid model, whose base is MuJoCo's step."""
+    torch.manual_seed(0)
+    plain = build("cvae", DATA).double()
+    hybrid = ConditionalVae(
+        observation=plain.observation, action=plain.action, hidden=32, latent=2, base=lambda s, a: s + a.sin()
+    ).double()
+    data = Transition(*(rows.double() for rows in DATA))
+    hybrid.observe(data)
+    action = data.action.clone().requires_grad_()
+    draw = ReplayedSteps(hybrid, data).sample(data.observation, action, generator())
+    assert torch.equal(draw.next_observation, data.next_observation)
+    (whole,) = torch.autograd.grad(draw.next_observation.sum(), action)
+    action = data.action.clone().requires_grad_()
+    _, outcome = hybrid.standardised(data)
+    redrawn = hybrid.outcome.restore(hybrid.redraw(hybrid.given(data.observation, action), outcome, generator()))
+    (residual,) = torch.autograd.grad(redrawn[:, 0].sum(), action)
+    torch.testing.assert_close(whole, residual + data.action.cos())
+
+
+def test_every_copy_of_a_row_has_that_rows_step() -> None:
+    copies = (2, len(DATA.reward), 3)
+    observation, action = copied(DATA.observation, copies), copied(DATA.action, copies)
+    draw = replayed_steps(build("cvae", DATA), DATA, copies).sample(observation, action, generator())
+    assert torch.equal(draw.reward.view(copies), DATA.reward[None, :, None].expand(copies))
+    assert torch.equal(observation.view(*copies, 1)[1, :, 2], DATA.observation)
